@@ -1,0 +1,22 @@
+"""Batch norm and dropout for JAX: pure functions of `(key, params, state, x)`.
+
+`jaxnorm.linen` and `jaxnorm.nnx` wrap them for Flax, `jaxnorm.training` trains with them.
+"""
+
+from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
+from jaxnorm._norm.batch import batch_norm, init_batch_norm
+from jaxnorm._types import AffineParams, RunningStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AffineParams",
+    "RunningStats",
+    "batch_norm",
+    "classic_dropout",
+    "dropout",
+    "gaussian_dropout",
+    "init_batch_norm",
+    "uniform_dropout",
+    "weight_scaled",
+]

@@ -1,0 +1,135 @@
+"""Checks of arguments: the only place that raises about arrays.
+
+Every check looks at shapes, dtypes and concrete values only, so that it works while a function is traced: a traced value is
+left to the function's own documented behavior.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Scalar = Any
+"""A number, or an array of them, concrete or traced."""
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether the numbers in `value` are known now, and not only when the traced program runs."""
+    return not isinstance(value, Tracer)
+
+
+def check_float(name: str, x: Any, *, allow_complex: bool = False) -> jax.Array:
+    """Returns `x` as an array, or raises a TypeError unless it is an array of floating point numbers."""
+    if not hasattr(x, "dtype") or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        raise TypeError(f"{name} must be an array of floating point numbers, got {_show(x)}")
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) and not allow_complex:
+        raise TypeError(f"{name} must be real, got {x.dtype}{list(x.shape)}")
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"{name} must be an array of floating point numbers, got {x.dtype}{list(x.shape)}; convert it first")
+    return jnp.asarray(x)
+
+
+def check_number(name: str, value: Scalar, *, low: float, high: float = np.inf, open_high: bool = False) -> Scalar:
+    """Returns `value`, or raises unless it is a number in `[low, high]` (`[low, high)` if `open_high`)."""
+    interval = f"[{low:g}, {high:g}{')' if open_high or high == np.inf else ']'}"
+    dtype = value.dtype if hasattr(value, "dtype") else None
+    if dtype is None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{name} must be a number in {interval}, got {_show(value)}")
+    if dtype is not None and not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number in {interval}, got {_show(value)}")
+    if is_concrete(value):
+        number = np.asarray(value, np.float64)
+        inside = (number >= low) & ((number < high) if open_high else (number <= high))  # False for NaN
+        if not inside.all():
+            raise ValueError(f"{name} must be in {interval}, got {_show(value)}")
+    return value
+
+
+def check_amount_shape(name: str, amount: Scalar, shape: tuple[int, ...]) -> None:
+    """Raises unless `amount` is a scalar or has one entry, or one for all, along every axis of a draw of this shape."""
+    got = np.shape(amount)
+    if got and (len(got) != len(shape) or any(a not in (1, s) for a, s in zip(got, shape, strict=True))):
+        raise ValueError(f"{name} must be a scalar or have a shape like {list(shape)} (1 on any axis), got shape {list(got)}")
+
+
+def check_shape(name: str, x: Any, shape: tuple[int, ...], why: str) -> None:
+    """Raises unless `x` has exactly this shape: nothing broadcasts by accident."""
+    if np.shape(x) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)} ({why}), got {list(np.shape(x))}")
+
+
+def check_where(where: Any, x: jax.Array) -> jax.Array:
+    """Returns the mask `where` as an array, or raises unless it is boolean with x's rank and broadcasts to x."""
+    if getattr(where, "dtype", None) != jnp.bool_:
+        raise TypeError(f"where must be an array of bool, got {_show(where)}")
+    if where.ndim != x.ndim or any(w not in (1, s) for w, s in zip(where.shape, x.shape, strict=True)):
+        raise ValueError(
+            f"where must have the rank of x and broadcast to its shape {list(x.shape)}, got shape {list(where.shape)}"
+        )
+    return jnp.asarray(where)
+
+
+def check_stats_dtype(name: str, x: Any) -> None:
+    """Raises unless running statistics are kept in float32, float64, or their complex counterparts."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or dtype not in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128):
+        raise TypeError(f"{name} must be kept in float32 or wider (smaller types lose small updates), got {_show(x)}")
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raises a TypeError unless `value` is of this kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {_show(value)}")
+
+
+def check_flag(name: str, value: Any) -> Any:
+    """Returns `value`, or raises unless it is a bool, concrete or a traced scalar."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if getattr(value, "dtype", None) == jnp.bool_ and np.shape(value) == ():
+        return bool(value) if is_concrete(value) else value
+    raise TypeError(f"{name} must be True or False, or a traced bool scalar, got {_show(value)}")
+
+
+def check_size(name: str, value: Any) -> int:
+    """Returns `value`, or raises unless it is a Python int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int of at least 1, got {_show(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def check_bits(bits: Any) -> None:
+    """Raises unless `bits` is a number of random bits an element that can be drawn."""
+    if bits != 32:
+        raise ValueError(f"bits must be 32, got {_show(bits)}")
+
+
+def check_key(key: Any) -> jax.Array:
+    """Returns `key` as one typed key; takes typed keys and legacy `uint32` ones."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        typed = key
+    elif dtype == jnp.uint32 and np.ndim(key) >= 1:
+        try:
+            typed = jax.random.wrap_key_data(key)
+        except TypeError as error:
+            raise TypeError(f"key must be one key, as from jax.random.PRNGKey, got {_show(key)}") from error
+    else:
+        raise TypeError(f"key must be one key, as from jax.random.key or jax.random.PRNGKey, got {_show(key)}")
+    if typed.shape != ():
+        raise ValueError(f"key must be one key, got {_show(key)}: give each call its own, as with jax.vmap")
+    return typed
+
+
+def _show(value: Any) -> str:
+    """What an error says of a value: an array's type and shape if it is large or traced, else the value itself."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return f"{value!r} ({type(value).__name__})"
+    if not is_concrete(value) or value.size > 8 or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return f"an array {dtype}{list(value.shape)}"
+    return f"{np.asarray(value).tolist()!r} ({dtype}{list(value.shape) or ''})"

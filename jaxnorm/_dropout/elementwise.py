@@ -1,0 +1,248 @@
+"""Dropout of single elements, or of groups of elements that share one draw: Bernoulli, Gaussian and uniform."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnorm._axes import canonical_axes, noise_shape
+from jaxnorm._checks import Scalar, check_amount_shape, check_bits, check_float, check_key, check_number, is_concrete
+from jaxnorm._noise import NoiseKind, gaussian, keep_or_drop, keep_unscaled, multiply_noise, uniform
+
+
+def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 32) -> jax.Array:
+    """Sets elements to zero at random and scales up the others (inverted dropout).
+
+    Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0, independently for every element, so that `E[y] = x` and
+    `Var[y] = x^2 rate / (1 - rate)`. Inference: the identity; do not call it.
+
+    The mask is that of `jax.random.bernoulli(key, 1 - rate, shape)` and of `flax.linen.Dropout` for the same key, and does not
+    depend on how x is sharded. Only the key is kept for the gradient. The uniform numbers that decide are multiples of
+    2^-23: a probability to keep is rounded up to one, so that none below 2^-23 can be told apart.
+
+    Args:
+      key: a key from `jax.random.key` or `jax.random.PRNGKey`.
+      x: array of floating point numbers, any shape.
+      rate: the probability of dropping, in [0, 1]; a number or a traced scalar, or an array of x's rank that broadcasts to the
+        mask, as with one rate for each channel. No gradient flows into it. A traced rate outside [0, 1] gives NaN everywhere.
+      broadcast_dims: axes along which all elements share one draw, as `(1, 2)` to drop whole channels of `[B, H, W, C]`.
+      bits: random bits an element; 32.
+
+    Returns:
+      Array of x's shape and dtype.
+
+    Raises:
+      ValueError: if a concrete rate is outside [0, 1] or has another shape than the mask, if an axis is out of range or named
+        twice, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, or if key is no key.
+
+    References:
+      Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+      overfitting", JMLR 15, 2014, https://jmlr.org/papers/v15/srivastava14a.html. The paper scales at test time, as
+      `classic_dropout` and `weight_scaled` do.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm
+      >>> x = jnp.ones((2, 4))
+      >>> jaxnorm.dropout(jax.random.key(0), x, 0.5)
+      Array([[0., 0., 2., 2.],
+             [0., 2., 2., 0.]], dtype=float32)
+    """
+    check_bits(bits)
+    return _noisy(key, x, "rate", rate, _keep, keep_or_drop, broadcast_dims)
+
+
+def classic_dropout(
+    key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 32
+) -> jax.Array:
+    """Sets elements to zero at random and leaves the others as they are (the original, non-inverted dropout).
+
+    Training: `y = x` with probability `1 - rate`, else 0, so that `E[y] = (1 - rate) x`. Inference: `weight_scaled(x, rate)`, of
+    the same activations or of the weights that they meet.
+
+    Args:
+      key: a key from `jax.random.key` or `jax.random.PRNGKey`.
+      x: array of floating point numbers, any shape.
+      rate: the probability of dropping, as in `dropout`; the masks are the same.
+      broadcast_dims: axes along which all elements share one draw.
+      bits: random bits an element; 32.
+
+    Returns:
+      Array of x's shape and dtype.
+
+    Raises:
+      ValueError: as in `dropout`.
+      TypeError: as in `dropout`.
+
+    References:
+      Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+      overfitting", JMLR 15, 2014, section 4, https://jmlr.org/papers/v15/srivastava14a.html.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm
+      >>> x = jnp.ones((2, 4))
+      >>> jaxnorm.classic_dropout(jax.random.key(0), x, 0.5)
+      Array([[0., 0., 1., 1.],
+             [0., 1., 1., 0.]], dtype=float32)
+    """
+    check_bits(bits)
+    return _noisy(key, x, "rate", rate, _keep, keep_unscaled, broadcast_dims)
+
+
+def weight_scaled(x: jax.Array, rate: Scalar) -> jax.Array:
+    """Scales activations, or the weights that they meet, by the probability of having been kept.
+
+    Inference with `classic_dropout`: `y = (1 - rate) x`, the expectation of its output in training.
+
+    Args:
+      x: array of floating point numbers, any shape: activations, or weights.
+      rate: the probability of dropping in training, in [0, 1]; a number or a traced scalar, or an array of x's rank that
+        broadcasts to x. No gradient flows into it. A traced rate outside [0, 1] gives NaN everywhere.
+
+    Returns:
+      Array of x's shape and dtype.
+
+    Raises:
+      ValueError: if a concrete rate is outside [0, 1], or does not broadcast to x.
+      TypeError: if x does not hold floating point numbers.
+
+    References:
+      Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+      overfitting", JMLR 15, 2014, section 4, https://jmlr.org/papers/v15/srivastava14a.html.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> jaxnorm.weight_scaled(jnp.ones(3), 0.25)
+      Array([0.75, 0.75, 0.75], dtype=float32)
+    """
+    x = check_float("x", x)
+    check_number("rate", rate, low=0, high=1)
+    check_amount_shape("rate", rate, x.shape)
+    keep = lax.stop_gradient(jnp.asarray(_keep(rate, _wide(x))))
+    return (x.astype(keep.dtype) * keep).astype(x.dtype)
+
+
+def gaussian_dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = ()) -> jax.Array:
+    """Multiplies every element by Gaussian noise of mean 1, as much noise as dropout of the same rate.
+
+    Training: `y = x n`, `n ~ N(1, rate / (1 - rate))`, so that `E[y] = x` and `Var[y] = x^2 rate / (1 - rate)`. Inference: the
+    identity; do not call it.
+
+    Args:
+      key: a key from `jax.random.key` or `jax.random.PRNGKey`.
+      x: array of floating point numbers, any shape.
+      rate: the amount of noise, in [0, 1) (at 1 the variance is infinite); a number or a traced scalar, or an array of x's rank
+        that broadcasts to the noise. No gradient flows into it. A traced rate outside [0, 1) gives NaN everywhere.
+      broadcast_dims: axes along which all elements share one draw.
+
+    Returns:
+      Array of x's shape and dtype.
+
+    Raises:
+      ValueError: if a concrete rate is outside [0, 1) or has another shape than the noise, if an axis is out of range or named
+        twice, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, or if key is no key.
+
+    References:
+      Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+      overfitting", JMLR 15, 2014, section 10, https://jmlr.org/papers/v15/srivastava14a.html.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm
+      >>> y = jaxnorm.gaussian_dropout(jax.random.key(0), jnp.ones(100_000), 0.2)
+      >>> print(f"mean {y.mean():.2f}, variance {y.var():.2f}")
+      mean 1.00, variance 0.25
+    """
+    return _noisy(key, x, "rate", rate, _std, gaussian, broadcast_dims, open_high=True)
+
+
+def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dims: Sequence[int] = ()) -> jax.Array:
+    """Multiplies every element by uniform noise around 1 (Uout).
+
+    Training: `y = x n`, `n ~ U(1 - beta, 1 + beta)`, so that `E[y] = x` and `Var[y] = x^2 beta^2 / 3`. Inference: the identity;
+    do not call it.
+
+    The noise is as much as that of dropout at the rate `beta^2 / (3 + beta^2)`, at most 0.25: that, and nothing about the uniform
+    distribution, is why it shifts the variances of a following batch norm so little.
+
+    Args:
+      key: a key from `jax.random.key` or `jax.random.PRNGKey`.
+      x: array of floating point numbers, any shape.
+      beta: the half width of the noise, in [0, 1]; a number or a traced scalar, or an array of x's rank that broadcasts to the
+        noise. No gradient flows into it. A traced beta outside [0, 1] gives NaN everywhere.
+      broadcast_dims: axes along which all elements share one draw.
+
+    Returns:
+      Array of x's shape and dtype.
+
+    Raises:
+      ValueError: if a concrete beta is outside [0, 1] or has another shape than the noise, if an axis is out of range or named
+        twice, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, or if key is no key.
+
+    References:
+      Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
+      https://arxiv.org/abs/1801.05134.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm
+      >>> y = jaxnorm.uniform_dropout(jax.random.key(0), jnp.ones(10_000), 0.5)
+      >>> print(f"from {y.min():.2f} to {y.max():.2f}, mean {y.mean():.2f}")
+      from 0.50 to 1.50, mean 1.00
+    """
+    return _noisy(key, x, "beta", beta, _half_width, uniform, broadcast_dims)
+
+
+def _noisy(
+    key: jax.Array,
+    x: jax.Array,
+    name: str,
+    amount: Scalar,
+    convert: Callable[[Scalar, np.dtype], Any],
+    kind: NoiseKind,
+    broadcast_dims: Sequence[int],
+    *,
+    open_high: bool = False,
+) -> jax.Array:
+    """Checks the arguments of a dropout of single elements, and multiplies the noise."""
+    key = check_key(key)
+    x = check_float("x", x)
+    check_number(name, amount, low=0, high=1, open_high=open_high)
+    shared = canonical_axes("broadcast_dims", broadcast_dims, x.ndim)
+    check_amount_shape(name, amount, noise_shape(x.shape, shared))
+    return multiply_noise(key, x, convert(amount, _wide(x)), kind, shared)
+
+
+def _wide(x: jax.Array) -> np.dtype:
+    """Returns the type of the computation: float32 or wider."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _keep(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
+    """Returns `1 - rate`, rounded once where the rate is concrete; NaN for a rate outside [0, 1]."""
+    if is_concrete(rate):
+        return np.asarray(1 - np.asarray(rate, np.float64), dtype)
+    rate = rate.astype(dtype)
+    return jnp.where((rate >= 0) & (rate <= 1), 1 - rate, jnp.nan)
+
+
+def _std(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
+    """Returns `sqrt(rate / (1 - rate))`; NaN for a rate outside [0, 1)."""
+    if is_concrete(rate):
+        rate = np.asarray(rate, np.float64)
+        return np.asarray(np.sqrt(rate / (1 - rate)), dtype)
+    rate = rate.astype(dtype)
+    inside = (rate >= 0) & (rate < 1)
+    safe = jnp.where(inside, rate, 0)
+    return jnp.where(inside, jnp.sqrt(safe / (1 - safe)), jnp.nan)
+
+
+def _half_width(beta: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
+    """Returns `beta`; NaN for one outside [0, 1]."""
+    if is_concrete(beta):
+        return np.asarray(beta, dtype)
+    beta = beta.astype(dtype)
+    return jnp.where((beta >= 0) & (beta <= 1), beta, jnp.nan)

@@ -1,0 +1,152 @@
+"""Mean and variance: the only place where either is computed.
+
+Both are exact in the sense that matters: no difference of large squares is ever taken, so a mean far from zero costs no
+digits of the variance; parts are pooled by their counts, so uneven parts weigh what they hold.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+AxisName = Any
+"""A name of a mapped axis, or a tuple of names."""
+
+
+class Moments(NamedTuple):
+    """Mean, biased variance, and the number of elements they are of, for every position that is not reduced."""
+
+    mean: jax.Array
+    var: jax.Array
+    n: jax.Array
+
+
+def stats_dtype(dtype: Any) -> np.dtype:
+    """Returns the type in which statistics of this type are computed: float32 or wider, complex for complex."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """Returns the type of the real part of a number of this type."""
+    return jnp.finfo(dtype).dtype
+
+
+def moments(
+    x: jax.Array,
+    axes: Sequence[int],
+    *,
+    where: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Moments:
+    """Returns the moments of x over `axes`, of the elements that `where` counts, pooled over the devices of `axis_name`.
+
+    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`, in two passes over values from which one element of their own kind was
+    subtracted first: a constant channel has variance 0 and its mean to the last bit. Where nothing is counted all are 0.
+
+    Args:
+      x: array of real or complex numbers, in float32 or wider.
+      axes: reduced axes, counted from the front.
+      where: bool array of x's rank that broadcasts to x.
+      axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
+      axis_index_groups: groups of indices along `axis_name` that are pooled separately.
+    """
+    axes = tuple(axes)
+    kept = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+    count = _count(x, axes, where)
+    at_least_one = jnp.maximum(count, 1).astype(x.dtype)
+    shift = lax.stop_gradient(_shift(x, axes, where, at_least_one))
+    shifted = _select(where, x - shift)
+    mean = jnp.sum(shifted, axes, keepdims=True) / at_least_one
+    square = _abs_square(_select(where, shifted - mean))
+    var = jnp.sum(square, axes, keepdims=True) / at_least_one.real
+    count = jnp.broadcast_to(count, mean.shape).reshape(kept)
+    local = Moments((shift + mean).reshape(kept), var.reshape(kept), count)
+    return local if axis_name is None else _pooled(local, axis_name, axis_index_groups)
+
+
+def combine_moments(parts: Moments) -> Moments:
+    """Returns the moments of the union of parts whose moments are stacked along the first axis.
+
+    `n = sum(n_i)`, `mean = sum(n_i mean_i) / n`, `var = sum(n_i (var_i + |mean_i - mean|^2)) / n`.
+
+    References:
+      Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+    count = jnp.sum(parts.n, 0, keepdims=True)
+    weight = parts.n / jnp.maximum(count, 1)
+    weight_of_mean = weight.astype(parts.mean.dtype)
+    rough = jnp.sum(weight_of_mean * parts.mean, 0, keepdims=True)
+    # The weights add up to 1 only roughly; deviations from the rough mean are small, so that their rounding is.
+    mean = rough + jnp.sum(weight_of_mean * (parts.mean - rough), 0, keepdims=True)
+    var = jnp.sum(weight * (parts.var + _abs_square(parts.mean - mean)), 0)
+    return Moments(mean[0], var, count[0])
+
+
+def _count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.Array:
+    """Returns how many elements are counted, as a real number, with the reduced axes kept at size 1."""
+    real = real_dtype(x.dtype)
+    if where is None:
+        return jnp.full((1,) * x.ndim, np.prod([x.shape[a] for a in axes], dtype=np.int64), real)
+    repeats = np.prod([x.shape[a] for a in axes if where.shape[a] == 1], dtype=np.int64)
+    # Integers, because a running sum of ones in float32 stops at 2^24.
+    return jnp.sum(where, axes, dtype=jnp.uint32, keepdims=True).astype(real) * jnp.asarray(repeats, real)
+
+
+def _shift(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None, count: jax.Array) -> jax.Array:
+    """Returns a number near each channel's counted elements: the first, or a rough mean where that may not count or be remote."""
+    explicit = jax.typeof(x).sharding.mesh.are_all_axes_explicit
+    if where is None and not explicit and x.size:
+        return lax.slice(x, (0,) * x.ndim, tuple(1 if a in axes else n for a, n in enumerate(x.shape)))
+    return jnp.sum(_select(where, x), axes, keepdims=True) / count
+
+
+def _select(where: jax.Array | None, x: jax.Array) -> jax.Array:
+    """Returns x where it counts, else 0: a selection, so that NaN and infinity in the rest go nowhere."""
+    return x if where is None else jnp.where(where, x, jnp.zeros((), x.dtype))
+
+
+def _abs_square(x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return lax.square(x.real) + lax.square(x.imag)
+    return lax.square(x)
+
+
+def _pooled(local: Moments, axis_name: AxisName, groups: Sequence[Sequence[int]] | None) -> Moments:
+    """Returns the moments over all devices of `axis_name`, or over each one's group, in one sum over devices.
+
+    Each device puts its count, mean and variance into its own row of an array of zeros: the sum then holds every device's, on
+    every device, and they are merged there. (Sums of squares would need no rows, and would cancel.)
+    """
+    try:
+        size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name {axis_name!r} is not bound here: call inside jax.shard_map or jax.vmap(axis_name=...), or leave it out"
+        ) from error
+    is_complex = jnp.iscomplexobj(local.mean)
+    mean = (local.mean.real, local.mean.imag) if is_complex else (local.mean,)
+    row = jnp.stack([local.n, local.var, *mean])[None]
+    own = (jnp.arange(size) == index).reshape((size,) + (1,) * (row.ndim - 1))
+    rows = lax.psum(jnp.where(own, row, jnp.zeros((), row.dtype)), axis_name)
+    count, var, *mean = (rows[:, i] for i in range(rows.shape[1]))
+    if groups is not None:
+        together = jnp.asarray(_membership(groups, size))[index]
+        count = jnp.where(together.reshape((size,) + (1,) * (count.ndim - 1)), count, jnp.zeros((), count.dtype))
+        # A device outside the group has no weight, and must not bring in its NaN either.
+        present = count > 0
+        var, *mean = (jnp.where(present, part, jnp.zeros((), part.dtype)) for part in (var, *mean))
+    return combine_moments(Moments(lax.complex(*mean) if is_complex else mean[0], var, count))
+
+
+def _membership(groups: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    """Returns which devices share a group, as a `[size, size]` bool matrix."""
+    if sorted(i for group in groups for i in group) != list(range(size)):
+        raise ValueError(f"axis_index_groups must hold each index below {size} once, got {groups!r}")
+    together = np.zeros((size, size), bool)
+    for group in groups:
+        together[np.ix_(list(group), list(group))] = True
+    return together
