@@ -1,15 +1,15 @@
-"""Axes: which one holds the channels, which are reduced, and the shape and sharding of a noise that some of them share."""
+"""Axes: which hold channels, which are reduced, and the shape and sharding of what is made for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 
 
 def canonical_axes(name: str, axes: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Returns `axes` sorted and counted from the front, or raises if one is out of range or named twice."""
-    named = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    named = axes if isinstance(axes, Iterable) else (axes,)
     if any(isinstance(a, bool) or not isinstance(a, int | np.integer) for a in named):
         raise TypeError(f"{name} must be an int or a sequence of ints, got {axes!r}")
     if any(not -ndim <= a < ndim for a in named):
@@ -30,10 +30,22 @@ def noise_shape(shape: Sequence[int], shared: Sequence[int]) -> tuple[int, ...]:
     return tuple(1 if a in shared else n for a, n in enumerate(shape))
 
 
-def noise_sharding(x: jax.Array, shared: Sequence[int]) -> NamedSharding | None:
-    """Returns the sharding of noise for x on a mesh with explicit axes (None elsewhere): x's own, whole on the shared axes."""
+def explicit_sharding(x: jax.Array) -> NamedSharding | None:
+    """Returns the sharding that x's type tells, which is one over mesh axes of type `Explicit`; None where there are none."""
     sharding = jax.typeof(x).sharding
-    if not sharding.mesh.are_all_axes_explicit and not any("Explicit" in str(t) for t in sharding.mesh.axis_types):
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def match_sharding(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns x with the explicit sharding of `like`, an array of x's shape."""
+    sharding = explicit_sharding(like)
+    return x if sharding is None else reshard(x, sharding)
+
+
+def shared_sharding(x: jax.Array, shared: Sequence[int]) -> NamedSharding | None:
+    """Returns the explicit sharding of an array that broadcasts to x with size 1 on the shared axes: x's own on the others."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
         return None
     spec = [None if a in shared else part for a, part in enumerate(sharding.spec)]
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))

@@ -33,7 +33,8 @@ def check_float(name: str, x: Any, *, allow_complex: bool = False) -> jax.Array:
 
 def check_number(name: str, value: Scalar, *, low: float, high: float = np.inf, open_high: bool = False) -> Scalar:
     """Returns `value`, or raises unless it is a number in `[low, high]` (`[low, high)` if `open_high`)."""
-    interval = f"[{low:g}, {high:g}{')' if open_high or high == np.inf else ']'}"
+    open_high = open_high or high == np.inf
+    interval = f"[{low:g}, {high:g}{')' if open_high else ']'}"
     dtype = value.dtype if hasattr(value, "dtype") else None
     if dtype is None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise TypeError(f"{name} must be a number in {interval}, got {_show(value)}")
@@ -71,17 +72,50 @@ def check_where(where: Any, x: jax.Array) -> jax.Array:
     return jnp.asarray(where)
 
 
-def check_stats_dtype(name: str, x: Any) -> None:
-    """Raises unless running statistics are kept in float32, float64, or their complex counterparts."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is None or dtype not in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128):
-        raise TypeError(f"{name} must be kept in float32 or wider (smaller types lose small updates), got {_show(x)}")
+def check_dtype(name: str, dtype: Any) -> np.dtype:
+    """Returns `dtype`, or raises a TypeError unless it is a type of real or complex floating point numbers."""
+    try:
+        known = jax.dtypes.canonicalize_dtype(dtype) if dtype is not None else None
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.inexact):
+        raise TypeError(f"{name} must be a type of floating point numbers, got {dtype!r}")
+    return known
+
+
+def check_stats_dtype(name: str, dtype: Any, *, like: Any = None) -> np.dtype:
+    """Returns `dtype`, or raises unless running statistics can be kept in it: float32 or wider, complex if `like` is."""
+    known = check_dtype(name, dtype)
+    if known not in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128):
+        raise TypeError(f"{name} must be kept in float32 or wider, since narrower types lose small updates, got {known}")
+    if like is not None and jnp.issubdtype(known, jnp.complexfloating) != jnp.issubdtype(like, jnp.complexfloating):
+        kind = "complex" if jnp.issubdtype(like, jnp.complexfloating) else "real"
+        raise TypeError(f"{name} must be {kind} for this x, got {known}")
+    return known
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
     """Raises a TypeError unless `value` is of this kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__}, got {_show(value)}")
+
+
+def check_axis_name(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
+    """Returns names of mapped axes and groups of indices along them as hashable values, or raises unless they are such."""
+    if isinstance(axis_name, list):
+        axis_name = tuple(axis_name)
+    if axis_name is not None:
+        names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"axis_name must be a name or a sequence of names, got {_show(axis_name)}")
+    if groups is None:
+        return axis_name, None
+    if axis_name is None:
+        raise ValueError(f"axis_index_groups needs an axis_name, got {groups!r} without one")
+    try:
+        return axis_name, tuple(tuple(int(i) for i in group) for group in groups)
+    except TypeError as error:
+        raise TypeError(f"axis_index_groups must be a sequence of sequences of ints, got {_show(groups)}") from error
 
 
 def check_flag(name: str, value: Any) -> Any:
@@ -104,7 +138,7 @@ def check_size(name: str, value: Any) -> int:
 
 def check_bits(bits: Any) -> None:
     """Raises unless `bits` is a number of random bits an element that can be drawn."""
-    if bits != 32:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits != 32:
         raise ValueError(f"bits must be 32, got {_show(bits)}")
 
 
@@ -129,7 +163,8 @@ def _show(value: Any) -> str:
     """What an error says of a value: an array's type and shape if it is large or traced, else the value itself."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
-        return f"{value!r} ({type(value).__name__})"
+        text = repr(value)
+        return f"{text if len(text) <= 100 else text[:97] + '...'} ({type(value).__name__})"
     if not is_concrete(value) or value.size > 8 or jnp.issubdtype(dtype, jax.dtypes.extended):
         return f"an array {dtype}{list(value.shape)}"
     return f"{np.asarray(value).tolist()!r} ({dtype}{list(value.shape) or ''})"

@@ -4,6 +4,7 @@ Both are exact in the sense that matters: no difference of large squares is ever
 digits of the variance; parts are pooled by their counts, so uneven parts weigh what they hold.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jaxnorm._axes import explicit_sharding
+from jaxnorm._types import real_dtype, wide_dtype
 
 AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
@@ -24,16 +28,6 @@ class Moments(NamedTuple):
     n: jax.Array
 
 
-def stats_dtype(dtype: Any) -> np.dtype:
-    """Returns the type in which statistics of this type are computed: float32 or wider, complex for complex."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def real_dtype(dtype: Any) -> np.dtype:
-    """Returns the type of the real part of a number of this type."""
-    return jnp.finfo(dtype).dtype
-
-
 def moments(
     x: jax.Array,
     axes: Sequence[int],
@@ -44,27 +38,24 @@ def moments(
 ) -> Moments:
     """Returns the moments of x over `axes`, of the elements that `where` counts, pooled over the devices of `axis_name`.
 
-    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`, in two passes over values from which one element of their own kind was
-    subtracted first: a constant channel has variance 0 and its mean to the last bit. Where nothing is counted all are 0.
+    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`, in two passes, the first over values from which one element of their own
+    kind was subtracted: a constant channel has variance 0 and its mean to the last bit. Where nothing is counted all are 0.
 
     Args:
-      x: array of real or complex numbers, in float32 or wider.
+      x: array of real or complex numbers.
       axes: reduced axes, counted from the front.
       where: bool array of x's rank that broadcasts to x.
       axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
       axis_index_groups: groups of indices along `axis_name` that are pooled separately.
+
+    Returns:
+      The moments, in float32 or wider.
     """
     axes = tuple(axes)
-    kept = tuple(n for a, n in enumerate(x.shape) if a not in axes)
-    count = _count(x, axes, where)
-    at_least_one = jnp.maximum(count, 1).astype(x.dtype)
-    shift = lax.stop_gradient(_shift(x, axes, where, at_least_one))
-    shifted = _select(where, x - shift)
-    mean = jnp.sum(shifted, axes, keepdims=True) / at_least_one
-    square = _abs_square(_select(where, shifted - mean))
-    var = jnp.sum(square, axes, keepdims=True) / at_least_one.real
-    count = jnp.broadcast_to(count, mean.shape).reshape(kept)
-    local = Moments((shift + mean).reshape(kept), var.reshape(kept), count)
+    n = _count(x, axes, where)
+    at_least_one = jnp.maximum(n, 1)
+    mean, var = _mean_and_var(x, where, at_least_one, axes)
+    local = Moments(*(jnp.squeeze(part, axes) for part in (mean, var, n + jnp.zeros_like(var))))
     return local if axis_name is None else _pooled(local, axis_name, axis_index_groups)
 
 
@@ -86,9 +77,36 @@ def combine_moments(parts: Moments) -> Moments:
     return Moments(mean[0], var, count[0])
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _mean_and_var(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance of the counted elements, with the reduced axes kept at size 1."""
+    x = x.astype(wide_dtype(x.dtype))
+    shift = _shift(x, where, n, axes)
+    mean = shift + _sum(_select(where, x - shift), axes) / n.astype(x.dtype)
+    return mean, _sum(_abs_square(_select(where, x - mean)), axes) / n
+
+
+@_mean_and_var.defjvp
+def _mean_and_var_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    """`dmean = sum(dx) / n`, `dvar = 2 Re sum(conj(x - mean) dx) / n`: what autodiff adds to the second is 0.
+
+    Two sums over dx, and nothing kept but x and the mean: autodiff of the sums above would take three, and keep `x - mean`.
+    """
+    x, where, n = primals
+    mean, var = _mean_and_var(x, where, n, axes)
+
+    @jax.checkpoint
+    def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dx = _select(where, dx.astype(mean.dtype))
+        along = _select(where, x.astype(mean.dtype) - mean).conj() * dx
+        return _sum(dx, axes) / n.astype(mean.dtype), 2 * _sum(along.real, axes) / n
+
+    return (mean, var), tangent(x, mean, tangents[0])
+
+
 def _count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.Array:
     """Returns how many elements are counted, as a real number, with the reduced axes kept at size 1."""
-    real = real_dtype(x.dtype)
+    real = real_dtype(wide_dtype(x.dtype))
     if where is None:
         return jnp.full((1,) * x.ndim, np.prod([x.shape[a] for a in axes], dtype=np.int64), real)
     repeats = np.prod([x.shape[a] for a in axes if where.shape[a] == 1], dtype=np.int64)
@@ -96,12 +114,15 @@ def _count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.
     return jnp.sum(where, axes, dtype=jnp.uint32, keepdims=True).astype(real) * jnp.asarray(repeats, real)
 
 
-def _shift(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None, count: jax.Array) -> jax.Array:
+def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns a number near each channel's counted elements: the first, or a rough mean where that may not count or be remote."""
-    explicit = jax.typeof(x).sharding.mesh.are_all_axes_explicit
-    if where is None and not explicit and x.size:
-        return lax.slice(x, (0,) * x.ndim, tuple(1 if a in axes else n for a, n in enumerate(x.shape)))
-    return jnp.sum(_select(where, x), axes, keepdims=True) / count
+    if where is None and x.size and explicit_sharding(x) is None:
+        return lax.slice(x, (0,) * x.ndim, tuple(1 if a in axes else size for a, size in enumerate(x.shape)))
+    return _sum(_select(where, x), axes) / n.astype(x.dtype)
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x, axes, keepdims=True)
 
 
 def _select(where: jax.Array | None, x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import noise_shape, noise_sharding
+from jaxnorm._axes import noise_shape, shared_sharding
 from jaxnorm._bits import random_words
 
 NoiseKind = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -46,7 +46,7 @@ def _multiply_noise(key: jax.Array, x: jax.Array, amount: jax.Array, *, kind: No
     @jax.checkpoint
     def apply(data: jax.Array, x: jax.Array, amount: jax.Array) -> jax.Array:
         fresh = jax.random.wrap_key_data(data, impl=impl)
-        words = random_words(fresh, noise_shape(x.shape, shared), noise_sharding(x, shared))
+        words = random_words(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared))
         return kind(words, x, amount)
 
     with jax.named_scope("jaxnorm.noise"):

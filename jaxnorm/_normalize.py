@@ -1,10 +1,14 @@
 """Normalization by given statistics: the only place with a reciprocal root."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import reshard
+
+from jaxnorm._axes import shared_sharding
 
 
 def normalize(
@@ -16,27 +20,67 @@ def normalize(
     *,
     epsilon: jax.Array,
     axes: Sequence[int],
+    where: jax.Array | None = None,
 ) -> jax.Array:
     """Returns `(x - mean) * (scale / sqrt(var + epsilon)) + bias`, in x's type.
 
     The mean is subtracted first: folding it into the bias would cancel wherever it is large.
 
     Args:
-      x: array in the type of the computation.
-      mean: one number for each position along the axes of x that are not in `axes`; `var`, `scale` and `bias` alike.
-      var: biased variance.
+      x: array of real or complex numbers.
+      mean: one number, in float32 or wider, for each position along the axes of x that are not in `axes`.
+      var: biased variance, real; shaped as the mean, like scale and bias.
       scale: factor, or None.
       bias: offset, or None.
       epsilon: added to the variance.
       axes: the axes of x along which the statistics are shared.
+      where: bool array of x's rank that broadcasts to x. Elsewhere x may be NaN or infinite: y is then the bias, with gradient 0.
     """
-    real = var.dtype
+    wide = mean.dtype
+    spread = shared_sharding(x, axes)
 
-    def spread(a: jax.Array) -> jax.Array:
-        return jnp.expand_dims(a, tuple(axes))
+    def along_x(a: jax.Array) -> jax.Array:
+        a = jnp.expand_dims(a.astype(wide), tuple(axes))
+        return a if spread is None else reshard(a, spread)
 
-    factor = lax.rsqrt(var + jnp.asarray(epsilon, real))
+    factor = along_x(lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)))
     if scale is not None:
-        factor = factor * scale
-    y = (x - spread(mean)) * spread(factor).astype(x.dtype)
-    return y if bias is None else y + spread(bias).astype(x.dtype)
+        factor = factor * along_x(scale)
+    mean = along_x(mean)
+    valid = None if where is None else where | jnp.isfinite(x)
+    return _affine(x, valid, mean, factor, jnp.zeros_like(mean) if bias is None else along_x(bias))
+
+
+@jax.custom_jvp
+def _affine(x: jax.Array, valid: jax.Array | None, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    return (_centered(x, valid, mean) * factor + bias).astype(x.dtype)
+
+
+@_affine.defjvp
+def _affine_jvp(primals: Any, tangents: Any) -> Any:
+    """`dy = factor dx + (x - mean) dfactor + (dbias - factor dmean)`.
+
+    Autodiff's own form is `(dx - dmean) factor + ...`, whose transpose sums an array of x's size where this sums dy, which
+    dbias needs anyway. Nothing is kept but x and numbers of the statistics' size.
+    """
+    x, valid, mean, factor, bias = primals
+    dx, _, dmean, dfactor, dbias = tangents
+
+    @jax.checkpoint
+    def tangent(x: jax.Array, mean: jax.Array, factor: jax.Array, *d: jax.Array) -> jax.Array:
+        dx, dmean, dfactor, dbias = d
+        dx = dx.astype(mean.dtype)
+        if valid is None:
+            dy = dx * factor + _centered(x, valid, mean) * dfactor + (dbias - dmean * factor)
+        else:
+            zero = jnp.zeros((), mean.dtype)
+            dy = jnp.where(valid, dx * factor - dmean * factor, zero) + _centered(x, valid, mean) * dfactor + dbias
+        return dy.astype(x.dtype)
+
+    return _affine(x, valid, mean, factor, bias), tangent(x, mean, factor, dx, dmean, dfactor, dbias)
+
+
+def _centered(x: jax.Array, valid: jax.Array | None, mean: jax.Array) -> jax.Array:
+    """Returns `x - mean`, and 0 where x is not valid."""
+    centered = x.astype(mean.dtype) - mean
+    return centered if valid is None else jnp.where(valid, centered, jnp.zeros((), mean.dtype))

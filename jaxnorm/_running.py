@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jaxnorm._axes import match_sharding
 from jaxnorm._moments import Moments
 from jaxnorm._types import RunningStats
 
@@ -26,9 +28,10 @@ def update_running(state: RunningStats, batch: Moments, weights: tuple[jax.Array
     trusted = (batch.n > 0) & jnp.isfinite(batch.mean) & jnp.isfinite(var)
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(old.dtype, new.dtype)
+        wide = np.promote_types(old.dtype, new.dtype)
         old_weight, new_weight = (w.astype(wide) for w in weights)
-        mixed = old_weight * old.astype(wide) + new_weight * new.astype(wide)
-        return lax.stop_gradient(jnp.where(trusted, mixed.astype(old.dtype), old))
+        old_here = match_sharding(old, new)
+        mixed = old_weight * old_here.astype(wide) + new_weight * new.astype(wide)
+        return lax.stop_gradient(match_sharding(jnp.where(trusted, mixed.astype(old.dtype), old_here), old))
 
     return RunningStats(average(state.mean, batch.mean), average(state.var, var))

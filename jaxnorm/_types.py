@@ -1,8 +1,10 @@
-"""The containers that layers pass around: parameters and running statistics."""
+"""The containers that layers pass around, and the types that numbers are computed in."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 class AffineParams(NamedTuple):
@@ -17,3 +19,15 @@ class RunningStats(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
+
+
+def wide_dtype(dtype: Any) -> np.dtype:
+    """Returns the type that values of this type are computed in: float32 or wider, complex for complex."""
+    if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:
+        return np.dtype(dtype)
+    return np.dtype(np.float32)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """Returns the type of the real part of a number of this type."""
+    return np.dtype(jnp.finfo(dtype).dtype)

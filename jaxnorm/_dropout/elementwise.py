@@ -11,6 +11,7 @@ from jax import lax
 from jaxnorm._axes import canonical_axes, noise_shape
 from jaxnorm._checks import Scalar, check_amount_shape, check_bits, check_float, check_key, check_number, is_concrete
 from jaxnorm._noise import NoiseKind, gaussian, keep_or_drop, keep_unscaled, multiply_noise, uniform
+from jaxnorm._types import wide_dtype
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 32) -> jax.Array:
@@ -19,8 +20,8 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
     Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0, independently for every element, so that `E[y] = x` and
     `Var[y] = x^2 rate / (1 - rate)`. Inference: the identity; do not call it.
 
-    The mask is that of `jax.random.bernoulli(key, 1 - rate, shape)` and of `flax.linen.Dropout` for the same key, and does not
-    depend on how x is sharded. Only the key is kept for the gradient. The uniform numbers that decide are multiples of
+    The mask is that of `jax.random.bernoulli(key, 1 - rate, shape)` in float32 and of `flax.linen.Dropout` for the same key, and
+    does not depend on how x is sharded. Only the key is kept for the gradient. The uniform numbers that decide are multiples of
     2^-23: a probability to keep is rounded up to one, so that none below 2^-23 can be told apart.
 
     Args:
@@ -121,7 +122,7 @@ def weight_scaled(x: jax.Array, rate: Scalar) -> jax.Array:
     x = check_float("x", x)
     check_number("rate", rate, low=0, high=1)
     check_amount_shape("rate", rate, x.shape)
-    keep = lax.stop_gradient(jnp.asarray(_keep(rate, _wide(x))))
+    keep = lax.stop_gradient(jnp.asarray(_keep(rate, wide_dtype(x.dtype))))
     return (x.astype(keep.dtype) * keep).astype(x.dtype)
 
 
@@ -213,12 +214,7 @@ def _noisy(
     check_number(name, amount, low=0, high=1, open_high=open_high)
     shared = canonical_axes("broadcast_dims", broadcast_dims, x.ndim)
     check_amount_shape(name, amount, noise_shape(x.shape, shared))
-    return multiply_noise(key, x, convert(amount, _wide(x)), kind, shared)
-
-
-def _wide(x: jax.Array) -> np.dtype:
-    """Returns the type of the computation: float32 or wider."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return multiply_noise(key, x, convert(amount, wide_dtype(x.dtype)), kind, shared)
 
 
 def _keep(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:

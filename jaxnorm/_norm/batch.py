@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import canonical_axes, other_axes
+from jaxnorm._axes import canonical_axes, match_sharding, other_axes
 from jaxnorm._checks import (
     Scalar,
+    check_axis_name,
+    check_dtype,
     check_flag,
     check_float,
     check_number,
@@ -22,10 +24,10 @@ from jaxnorm._checks import (
     check_where,
     is_concrete,
 )
-from jaxnorm._moments import AxisName, moments, real_dtype, stats_dtype
+from jaxnorm._moments import AxisName, moments
 from jaxnorm._normalize import normalize
 from jaxnorm._running import update_running
-from jaxnorm._types import AffineParams, RunningStats
+from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype
 
 
 def init_batch_norm(
@@ -60,13 +62,12 @@ def init_batch_norm(
       AffineParams(scale=Array([1., 1., 1.], dtype=float32), bias=None)
     """
     num_features = check_size("num_features", num_features)
-    mean = jnp.zeros(num_features, dtype)
-    check_stats_dtype("dtype", mean)
+    param_dtype, dtype = check_dtype("param_dtype", param_dtype), check_stats_dtype("dtype", dtype)
     params = AffineParams(
         scale=jnp.ones(num_features, param_dtype) if use_scale else None,
         bias=jnp.zeros(num_features, param_dtype) if use_bias else None,
     )
-    return params, RunningStats(mean=mean, var=jnp.ones(num_features, real_dtype(dtype)))
+    return params, RunningStats(mean=jnp.zeros(num_features, dtype), var=jnp.ones(num_features, real_dtype(dtype)))
 
 
 def batch_norm(
@@ -139,28 +140,26 @@ def batch_norm(
     """
     x = check_float("x", x, allow_complex=True)
     train = check_flag("train", train)
-    check_number("momentum", momentum, low=0, high=1)
-    check_number("epsilon", epsilon, low=0)
+    for name, number, high in (("momentum", momentum, 1.0), ("epsilon", epsilon, np.inf)):
+        check_number(name, number, low=0, high=high)
+        check_shape(name, number, (), "a scalar")
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
     _check_params_and_state(params, state, x, channels)
     if where is not None:
         where = check_where(where, x)
-    if axis_index_groups is not None:
-        if axis_name is None:
-            raise ValueError(f"axis_index_groups needs an axis_name, got {axis_index_groups!r} and no axis_name")
-        axis_index_groups = tuple(tuple(group) for group in axis_index_groups)
+    axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
     static = is_concrete(train)
     return _batch_norm(
         params,
         state,
         x,
         where,
-        _weights(momentum, stats_dtype(x.dtype)),
+        _weights(momentum, wide_dtype(x.dtype)),
         epsilon,
         None if static else train,
         train=train if static else None,
         channels=channels,
-        axis_name=tuple(axis_name) if isinstance(axis_name, list) else axis_name,
+        axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         unbiased=bool(unbiased),
     )
@@ -171,26 +170,24 @@ def _batch_norm(
     params, state, x, where, weights, epsilon, traced_train, *, train, channels, axis_name, axis_index_groups, unbiased
 ):
     axes = other_axes(channels, x.ndim)
-    wide = x.astype(stats_dtype(x.dtype))
-    real = real_dtype(wide.dtype)
-    scale, bias = (None if p is None else p.astype(wide.dtype if jnp.iscomplexobj(p) else real) for p in params)
-    running_mean, running_var = state.mean.astype(wide.dtype), state.var.astype(real)
+    wide = wide_dtype(x.dtype)
+    running_mean, running_var = state.mean.astype(wide), state.var.astype(real_dtype(wide))
 
     def output(mean: jax.Array, var: jax.Array) -> jax.Array:
-        filled = wide
-        if where is not None:
-            # What does not count and is not finite sits at the mean: its output is the bias, its gradient 0.
-            filled = jnp.where(where | jnp.isfinite(wide), wide, jnp.expand_dims(mean, axes))
-        return normalize(filled, mean, var, scale, bias, epsilon=epsilon, axes=axes).astype(x.dtype)
+        return normalize(x, mean, var, params.scale, params.bias, epsilon=epsilon, axes=axes, where=where)
 
-    def training(_) -> tuple[jax.Array, RunningStats]:
-        batch = moments(wide, axes, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups)
+    def training(_: None) -> tuple[jax.Array, RunningStats]:
+        batch = moments(x, axes, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups)
         counted = batch.n > 0
-        mean = jnp.where(counted, batch.mean, lax.stop_gradient(running_mean))
-        var = jnp.where(counted, batch.var, lax.stop_gradient(running_var))
-        return output(mean, var), update_running(state, batch, weights, unbiased=unbiased)
 
-    def inference(_) -> tuple[jax.Array, RunningStats]:
+        def known(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(counted, new, lax.stop_gradient(match_sharding(old, new)))
+
+        return output(known(batch.mean, running_mean), known(batch.var, running_var)), update_running(
+            state, batch, weights, unbiased=unbiased
+        )
+
+    def inference(_: None) -> tuple[jax.Array, RunningStats]:
         return output(running_mean, running_var), state
 
     with jax.named_scope("jaxnorm.batch_norm"):
@@ -235,6 +232,6 @@ def _check_params_and_state(params: AffineParams, state: RunningStats, x: jax.Ar
         if part is not None:
             check_float(name, part, allow_complex=jnp.iscomplexobj(x))
             check_shape(name, part, shape, "the channels of x")
-    for name, part in (("state.mean", state.mean), ("state.var", state.var)):
-        check_stats_dtype(name, part)
+    for name, part, dtype in (("state.mean", state.mean, x.dtype), ("state.var", state.var, real_dtype(x.dtype))):
+        check_stats_dtype(name, check_float(name, part, allow_complex=True).dtype, like=dtype)
         check_shape(name, part, shape, "the channels of x")

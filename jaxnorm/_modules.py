@@ -1,0 +1,136 @@
+"""What the Flax modules do besides keeping variables: the one place for it, so that `jaxnorm.linen` and `jaxnorm.nnx` agree."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnorm._axes import canonical_axes
+from jaxnorm._checks import Scalar, check_bits, check_dtype, check_flag, check_float, check_number, is_concrete
+from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
+from jaxnorm._moments import AxisName
+from jaxnorm._norm.batch import batch_norm
+from jaxnorm._types import AffineParams, RunningStats
+
+DrawKey = Callable[[], jax.Array]
+"""Gives a key; called at most once, and only where something is drawn, so that counters of keys advance as in Flax."""
+
+
+def feature_shape(x: jax.Array, axis: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns the sizes of x along the feature axes, in ascending order of the axes."""
+    x = check_float("x", x, allow_complex=True)
+    return tuple(x.shape[a] for a in canonical_axes("axis", axis, x.ndim))
+
+
+def output_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtype:
+    """Returns `dtype`, or where it is None the type to which x and those parameters that exist promote."""
+    if dtype is None:
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.result_type(x, *(p for p in params if p is not None))
+    dtype = check_dtype("dtype", dtype)
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"dtype must be complex or None for an x of {x.dtype}, got {dtype}")
+    return dtype
+
+
+def compute_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtype:
+    """Returns the type in which x enters the layer: never narrower than x, so that only the output is rounded."""
+    return jnp.promote_types(x.dtype, output_dtype(dtype, x, *params))
+
+
+def apply_batch_norm(
+    params: AffineParams,
+    state: RunningStats,
+    x: jax.Array,
+    *,
+    use_running_average: bool | jax.Array,
+    mask: Any,
+    axis: int | Sequence[int],
+    momentum: Scalar,
+    epsilon: Scalar,
+    dtype: Any,
+    axis_name: AxisName,
+    axis_index_groups: Any,
+) -> tuple[jax.Array, RunningStats | None]:
+    """Returns y, and the new running statistics or None where `use_running_average` says now that they stay."""
+    x = check_float("x", x, allow_complex=True)
+    canonical_axes("axis", axis, x.ndim)  # in the words of the modules: the function says `channel_axis`
+    frozen = check_flag("use_running_average", use_running_average)
+    y, new_state = batch_norm(
+        params,
+        state,
+        x.astype(compute_dtype(dtype, x, *params)),
+        train=not frozen if isinstance(frozen, bool) else jnp.logical_not(frozen),
+        momentum=momentum,
+        epsilon=epsilon,
+        channel_axis=axis,
+        where=None if mask is None else _where(mask, x),
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+    return y.astype(output_dtype(dtype, x, *params)), None if frozen is True else new_state
+
+
+def apply_dropout(
+    draw_key: DrawKey,
+    inputs: jax.Array,
+    rate: Scalar,
+    *,
+    deterministic: bool | jax.Array,
+    broadcast_dims: Sequence[int],
+    bits: int,
+) -> jax.Array:
+    """Returns the inputs with dropout, or as they are where `deterministic`; a rate known to be 0 or 1 needs no key."""
+    check_number("rate", rate, low=0, high=1)
+    check_bits(bits)
+
+    def noisy(x: jax.Array) -> jax.Array:
+        if _is_known(rate, 1):
+            return jnp.zeros_like(x)
+        return dropout(draw_key(), x, rate, broadcast_dims=broadcast_dims, bits=bits)
+
+    return _unless(deterministic, inputs, rate, noisy)
+
+
+def apply_gaussian_dropout(
+    draw_key: DrawKey, inputs: jax.Array, rate: Scalar, *, deterministic: bool | jax.Array, broadcast_dims: Sequence[int]
+) -> jax.Array:
+    """Returns the inputs times Gaussian noise, or as they are where `deterministic`; a rate known to be 0 needs no key."""
+    check_number("rate", rate, low=0, high=1, open_high=True)
+    return _unless(deterministic, inputs, rate, lambda x: gaussian_dropout(draw_key(), x, rate, broadcast_dims=broadcast_dims))
+
+
+def apply_uniform_dropout(
+    draw_key: DrawKey, inputs: jax.Array, beta: Scalar, *, deterministic: bool | jax.Array, broadcast_dims: Sequence[int]
+) -> jax.Array:
+    """Returns the inputs times uniform noise, or as they are where `deterministic`; a beta known to be 0 needs no key."""
+    check_number("beta", beta, low=0, high=1)
+    return _unless(deterministic, inputs, beta, lambda x: uniform_dropout(draw_key(), x, beta, broadcast_dims=broadcast_dims))
+
+
+def _unless(
+    deterministic: bool | jax.Array, inputs: jax.Array, amount: Scalar, noisy: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Returns `noisy(inputs)`, but the inputs themselves where `deterministic`, or where the amount is known to be 0."""
+    inputs = check_float("inputs", inputs)
+    deterministic = check_flag("deterministic", deterministic)
+    if deterministic is True or _is_known(amount, 0):
+        return inputs
+    y = noisy(inputs)
+    return y if deterministic is False else jnp.where(deterministic, inputs, y)
+
+
+def _is_known(amount: Scalar, number: int) -> bool:
+    """Whether the amount is one number, known while the program is traced, and this one."""
+    return is_concrete(amount) and np.ndim(amount) == 0 and np.asarray(amount).item() == number
+
+
+def _where(mask: Any, x: jax.Array) -> jax.Array:
+    """Returns a mask of any type and of any rank up to x's as bools of x's rank, or raises unless it broadcasts to x."""
+    mask = jnp.asarray(mask, bool)
+    missing = x.ndim - mask.ndim
+    if missing < 0 or any(m not in (1, n) for m, n in zip(mask.shape, x.shape[missing:], strict=True)):
+        raise ValueError(f"mask must broadcast to the shape of x, {list(x.shape)}, got shape {list(mask.shape)}")
+    return jnp.expand_dims(mask, tuple(range(missing)))

@@ -1,0 +1,156 @@
+"""Batch normalization as a `flax.nnx` module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnorm._checks import check_size
+from jaxnorm._modules import apply_batch_norm
+from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype
+from jaxnorm.nnx._flags import first_given
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization: `jaxnorm.batch_norm` with Flax's arguments, variables and call, in place of `flax.nnx.BatchNorm`.
+
+    Training: `y = scale (x - mean) / sqrt(var + epsilon) + bias` with the mean and the biased variance of each channel in the
+    batch, and `running <- momentum running + (1 - momentum) batch`. Inference: the same with the running statistics.
+
+    `scale` and `bias` are of type `nnx.Param`, `mean` and `var` of type `nnx.BatchStat`, as in Flax: states load both ways.
+    Unlike Flax's the variance does not cancel for means far from zero, masks and uneven devices are pooled by their counts, a
+    batch that is not finite or not counted leaves the running statistics as they were, `dtype` rounds nothing but the output,
+    and the flag may be traced.
+
+    Args:
+      num_features: number of features, C; with several axes their sizes in ascending order of the axes.
+      use_running_average: whether to use the running statistics (inference) or those of the batch, and average them; set by
+        `train()` and `eval()`.
+      axis: the axis of the features, or several.
+      momentum: weight of the old statistics in the running averages, a number or a traced scalar.
+      epsilon: added to the variance, a number or a traced scalar.
+      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters. For a complex x it
+        must be complex, and the running mean is then complex.
+      param_dtype: type of scale and bias.
+      use_bias: whether there is a bias.
+      use_scale: whether there is a scale.
+      bias_init: initializer of the bias.
+      scale_init: initializer of the scale.
+      axis_name: name or names of mapped axes over which the statistics are pooled.
+      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+      use_fast_variance: accepted and without effect: the variance is always exact.
+      promote_dtype: accepted and without effect: statistics are always computed and kept in float32 or wider.
+      rngs: keys for the initializers.
+      bias_metadata: metadata of the bias's variable, as its sharding.
+      scale_metadata: metadata of the scale's variable, as its sharding.
+
+    References:
+      Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
+      2015, https://arxiv.org/abs/1502.03167.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm.nnx
+      >>> from flax import nnx
+      >>> norm = jaxnorm.nnx.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> print(norm(x).round(3))
+      [[-1. -1.]
+       [ 1.  1.]]
+      >>> print(norm.mean[...])
+      [0.2 2. ]
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        use_running_average: bool | jax.Array | None = False,
+        axis: int | Sequence[int] = -1,
+        momentum: float | jax.Array = 0.99,
+        epsilon: float | jax.Array = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Callable[..., jax.Array] = nnx.initializers.zeros,
+        scale_init: Callable[..., jax.Array] = nnx.initializers.ones,
+        axis_name: Any = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] | None = None,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """Makes the variables; the arguments are those of the class."""
+        sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
+        shape = tuple(check_size("num_features", size) for size in sizes)
+        mean_dtype = wide_dtype(param_dtype if dtype is None else dtype)
+        self.mean = nnx.BatchStat(jnp.zeros(shape, mean_dtype))
+        self.var = nnx.BatchStat(jnp.ones(shape, real_dtype(mean_dtype)))
+        # An absent part is data too, so that a layer with and one without it differ in their leaves and not in static fields.
+        self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else nnx.data(None)
+        self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | jax.Array | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalizes x, and in training averages the statistics.
+
+        Args:
+          x: array of real or complex numbers, `[..., C]` or with the features on `axis`.
+          use_running_average: goes before the attribute of this name.
+          mask: array that broadcasts to x: nonzero for the elements that count in the statistics.
+
+        Returns:
+          Array of x's shape, in `dtype`.
+
+        Raises:
+          ValueError: if `use_running_average` is given nowhere; if num_features is not the size of x along axis; if axis, mask,
+            momentum or epsilon do not fit; if axis_name is not bound where the module is called.
+          TypeError: if x holds integers or bools; if x is complex where `dtype` or the running mean is not.
+        """
+        y, stats = apply_batch_norm(
+            AffineParams(
+                scale=None if self.scale is None else self.scale[...],
+                bias=None if self.bias is None else self.bias[...],
+            ),
+            RunningStats(self.mean[...], self.var[...]),
+            x,
+            use_running_average=first_given(self, "use_running_average", use_running_average),
+            mask=mask,
+            axis=self.axis,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        if stats is not None:
+            self.mean[...], self.var[...] = stats
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Sets the flag in a view of the module, as `nnx.view` asks for.
+
+        Args:
+          use_running_average: if True, the running statistics are used instead of those of the batch.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average

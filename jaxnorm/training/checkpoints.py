@@ -1,0 +1,205 @@
+"""Checkpoints on disk, written by Orbax: a run that was killed goes on as if it had not been."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxnorm._checks import check_size
+from jaxnorm.training.state import PyTree, TrainState, describe, differences
+
+Folder = str | Path
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      state: the state of the run.
+      position: where the data were, as it was given to `save_checkpoint`.
+      history: the metrics up to there.
+    """
+
+    state: TrainState
+    position: Any
+    history: list[dict[str, Any]]
+
+
+def save_checkpoint(
+    folder: Folder, state: TrainState, *, position: Any = None, history: Sequence[dict[str, Any]] = (), keep: int = 3
+) -> None:
+    """Writes a checkpoint named by its step, and then removes all but the newest.
+
+    A checkpoint appears in the folder when it is complete, and not before: a process killed at any moment leaves the
+    older ones as they were, and at most the remains of an unfinished one, which the next save clears away.
+
+    Args:
+      folder: the folder of the run's checkpoints; created if it does not exist.
+      state: the state; a jitted step may be given its buffers right after.
+      position: where the data are, and whatever else the run needs to go on: numbers, strings, lists and dicts (JSON).
+      history: metrics up to here, a list of dicts, likewise.
+      keep: number of the newest checkpoints that stay.
+
+    Raises:
+      ValueError: if the folder has a checkpoint of this step or of a later one, if keep is below 1, or if folder is a file.
+      TypeError: if position or history are not JSON, or if keep is no int.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, tempfile
+      >>> from jaxnorm.training import init_train_state, latest_step, load_checkpoint, save_checkpoint
+      >>> state = init_train_state(jax.random.key(0), jnp.ones(3), (), optax.sgd(0.1))
+      >>> folder = tempfile.mkdtemp()
+      >>> save_checkpoint(folder, state, position={"epoch": 2})
+      >>> latest_step(folder)
+      0
+      >>> load_checkpoint(folder, state).position
+      {'epoch': 2}
+    """
+    check_size("keep", keep)
+    path = _path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"folder must be a folder of checkpoints, got a file, {path}")
+    step, arrays = int(state.step), _arrays(state)
+    newest = latest_step(path)
+    if newest is not None and newest >= step:
+        raise ValueError(f"folder {path} already has a checkpoint of step {newest}, got one of step {step} to save")
+    try:
+        # As it will be read again: with lists for tuples, and strings as the keys of dicts.
+        record = json.loads(json.dumps({"leaves": describe(state), "position": position, "history": list(history)}))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"position and history must be numbers, strings, lists and dicts: {error}") from error
+    with _manager(path, max_to_keep=keep, cleanup_tmp_directories=True) as manager:
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record | {"digest": _digest(record, arrays)})
+        )
+        manager.save(step, args=items, force=True)
+
+
+def load_checkpoint(folder: Folder, like: TrainState, *, step: int | None = None) -> Checkpoint:
+    """Reads a checkpoint, the newest unless told otherwise.
+
+    Every bit is checked against a digest that was taken when the checkpoint was written.
+
+    Args:
+      folder: the folder that `save_checkpoint` or `fit` wrote to.
+      like: a state of the same tree, shapes and dtypes, as from `init_train_state`; its values do not matter. The arrays come
+        with its arrays' shardings.
+      step: the step whose checkpoint to read.
+
+    Returns:
+      `Checkpoint(state, position, history)`, bit for bit as saved.
+
+    Raises:
+      ValueError: if there is no such folder or no checkpoint in it, if it is damaged, or if it holds another tree, shape or dtype
+        than `like`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, tempfile
+      >>> from jaxnorm.training import init_train_state, load_checkpoint, save_checkpoint
+      >>> state = init_train_state(jax.random.key(0), jnp.ones(3), (), optax.sgd(0.1))
+      >>> folder = tempfile.mkdtemp()
+      >>> save_checkpoint(folder, state)
+      >>> load_checkpoint(folder, state).state.params
+      Array([1., 1., 1.], dtype=float32)
+    """
+    path = _path(folder)
+    steps = _steps(path)
+    if not steps:
+        raise ValueError(f"folder {path} " + ("has no complete checkpoint" if path.is_dir() else "does not exist"))
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ValueError(f"step must be one of the checkpoints in {path}, {steps}, got {step}")
+    damaged = f"folder {path / str(step)} is a damaged checkpoint; remove it to go on from an older one"
+    with _manager(path) as manager:
+        try:
+            record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            leaves, position, history, digest = (record.pop(n) for n in ("leaves", "position", "history", "digest"))
+        except Exception as error:  # whatever JSON or Orbax make of a broken file
+            raise ValueError(damaged) from error
+        if wrong := differences(leaves, describe(like)):
+            raise ValueError(f"folder {path / str(step)} holds the checkpoint of another state than like: {wrong}")
+        try:
+            # As NumPy arrays: Orbax reads them one by one, and a broken file gives one error, not one for each array.
+            blank = jax.tree.map(np.empty_like, _arrays(like))
+            arrays = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(blank)))["state"]
+        except Exception as error:
+            raise ValueError(damaged) from error
+    if _digest({"leaves": leaves, "position": position, "history": history}, arrays) != digest:
+        raise ValueError(f"{damaged} (its contents are not those that were written)")
+    return Checkpoint(_fill(like, arrays), position, history)
+
+
+def latest_step(folder: Folder) -> int | None:
+    """Returns the step of the newest complete checkpoint in a folder, None if there is none.
+
+    `fit(..., checkpoints=folder, resume=latest_step(folder) is not None)` starts a run or goes on with it.
+
+    Args:
+      folder: the folder of the run's checkpoints.
+
+    Returns:
+      The step, or None.
+
+    Example:
+      >>> from jaxnorm.training import latest_step
+      >>> latest_step("no/such/folder") is None
+      True
+    """
+    return max(_steps(_path(folder)), default=None)
+
+
+def _path(folder: Folder) -> Path:
+    return Path(folder).expanduser().resolve()
+
+
+def _steps(path: Path) -> list[int]:
+    """Returns the steps of all complete checkpoints, in order; an unfinished one has another name until it is complete."""
+    return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit() and p.is_dir()) if path.is_dir() else []
+
+
+def _manager(path: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **options))
+
+
+def _arrays(state: TrainState) -> dict[str, np.ndarray]:
+    """Returns the leaves as NumPy arrays by their paths: keys as their data, and no empty arrays, which Orbax does not take."""
+    leaves = jax.device_get([_data(leaf) for leaf in jax.tree.leaves(state)])
+    return {path: a for path, a in zip(describe(state), leaves, strict=True) if a.size}
+
+
+def _fill(like: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
+    """Returns a state like `like` with the values of `arrays`."""
+
+    def fill(path: str, leaf: jax.Array) -> jax.Array:
+        if not leaf.size:
+            return leaf
+        if _is_key(leaf):
+            return jax.device_put(
+                jax.random.wrap_key_data(jnp.asarray(arrays[path]), impl=jax.random.key_impl(leaf)), leaf.sharding
+            )
+        return jax.device_put(arrays[path], leaf.sharding)
+
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, [fill(path, leaf) for path, leaf in zip(describe(like), leaves, strict=True)])
+
+
+def _data(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: PyTree) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _digest(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """Returns a digest of everything that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for path in sorted(arrays):
+        digest.update(path.encode() + np.ascontiguousarray(arrays[path]).tobytes())
+    return digest.hexdigest()
