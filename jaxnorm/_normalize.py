@@ -47,13 +47,13 @@ def normalize(
     if scale is not None:
         factor = factor * along_x(scale)
     mean = along_x(mean)
-    valid = None if where is None else where | jnp.isfinite(x)
-    return _affine(x, valid, mean, factor, jnp.zeros_like(mean) if bias is None else along_x(bias))
+    return _affine(x, where, mean, factor, jnp.zeros_like(mean) if bias is None else along_x(bias))
 
 
 @jax.custom_jvp
-def _affine(x: jax.Array, valid: jax.Array | None, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    return (_centered(x, valid, mean) * factor + bias).astype(x.dtype)
+def _affine(x: jax.Array, where: jax.Array | None, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns `(x - mean) * factor + bias`, and the bias where x neither counts nor is finite."""
+    return (_valid(x, where, x.astype(mean.dtype) - mean) * factor + bias).astype(x.dtype)
 
 
 @_affine.defjvp
@@ -63,24 +63,21 @@ def _affine_jvp(primals: Any, tangents: Any) -> Any:
     Autodiff's own form is `(dx - dmean) factor + ...`, whose transpose sums an array of x's size where this sums dy, which
     dbias needs anyway. Nothing is kept but x and numbers of the statistics' size.
     """
-    x, valid, mean, factor, bias = primals
     dx, _, dmean, dfactor, dbias = tangents
 
     @jax.checkpoint
-    def tangent(x: jax.Array, mean: jax.Array, factor: jax.Array, *d: jax.Array) -> jax.Array:
-        dx, dmean, dfactor, dbias = d
-        dx = dx.astype(mean.dtype)
-        if valid is None:
-            dy = dx * factor + _centered(x, valid, mean) * dfactor + (dbias - dmean * factor)
+    def tangent(primals: Any, dx: jax.Array, dmean: jax.Array, dfactor: jax.Array, dbias: jax.Array) -> jax.Array:
+        x, where, mean, factor = primals
+        centered = _valid(x, where, x.astype(mean.dtype) - mean)
+        if where is None:
+            dy = dx.astype(mean.dtype) * factor + centered * dfactor + (dbias - dmean * factor)
         else:
-            zero = jnp.zeros((), mean.dtype)
-            dy = jnp.where(valid, dx * factor - dmean * factor, zero) + _centered(x, valid, mean) * dfactor + dbias
+            dy = _valid(x, where, dx.astype(mean.dtype) * factor - dmean * factor) + centered * dfactor + dbias
         return dy.astype(x.dtype)
 
-    return _affine(x, valid, mean, factor, bias), tangent(x, mean, factor, dx, dmean, dfactor, dbias)
+    return _affine(*primals), tangent(primals[:4], dx, dmean, dfactor, dbias)
 
 
-def _centered(x: jax.Array, valid: jax.Array | None, mean: jax.Array) -> jax.Array:
-    """Returns `x - mean`, and 0 where x is not valid."""
-    centered = x.astype(mean.dtype) - mean
-    return centered if valid is None else jnp.where(valid, centered, jnp.zeros((), mean.dtype))
+def _valid(x: jax.Array, where: jax.Array | None, value: jax.Array) -> jax.Array:
+    """Returns `value` where x counts or is finite, else 0."""
+    return value if where is None else jnp.where(where | jnp.isfinite(x), value, jnp.zeros((), value.dtype))
