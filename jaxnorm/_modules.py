@@ -27,8 +27,7 @@ def feature_shape(x: jax.Array, axis: int | Sequence[int]) -> tuple[int, ...]:
 def output_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtype:
     """Returns `dtype`, or where it is None the type to which x and those parameters that exist promote."""
     if dtype is None:
-        with jax.numpy_dtype_promotion("standard"):
-            return jnp.result_type(x, *(p for p in params if p is not None))
+        return _promoted(x, *(p for p in params if p is not None))
     dtype = check_dtype("dtype", dtype)
     if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"dtype must be complex or None for an x of {x.dtype}, got {dtype}")
@@ -37,7 +36,13 @@ def output_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtyp
 
 def compute_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtype:
     """Returns the type in which x enters the layer: never narrower than x, so that only the output is rounded."""
-    return jnp.promote_types(x.dtype, output_dtype(dtype, x, *params))
+    return _promoted(x.dtype, output_dtype(dtype, x, *params))
+
+
+def _promoted(*arrays_and_dtypes: Any) -> np.dtype:
+    """Returns what these promote to; they are converted explicitly, so that it is right under strict promotion too."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays_and_dtypes)
 
 
 def apply_batch_norm(

@@ -154,7 +154,7 @@ def batch_norm(
         state,
         x,
         where,
-        _weights(momentum, wide_dtype(x.dtype)),
+        _weights(momentum),
         epsilon,
         None if static else train,
         train=train if static else None,
@@ -215,13 +215,10 @@ def _cond(predicate: jax.Array, if_true: Callable[[Any], Any], if_false: Callabl
     return lax.cond(predicate, *branches, None)
 
 
-def _weights(momentum: Scalar, dtype: Any) -> tuple[Any, Any]:
-    """Returns the weights of the old statistics and of the batch's; of a concrete momentum the second is rounded only once."""
-    real = real_dtype(dtype)
-    if is_concrete(momentum):
-        momentum = np.asarray(momentum, np.float64)
-        return momentum.astype(real), (1 - momentum).astype(real)
-    return momentum.astype(real), 1 - momentum.astype(real)
+def _weights(momentum: Scalar) -> tuple[Any, Any]:
+    """Returns the weights of the old statistics and of the batch's; those of a concrete momentum are not rounded yet."""
+    momentum = np.float64(momentum) if is_concrete(momentum) else momentum.astype(wide_dtype(momentum.dtype))
+    return momentum, 1 - momentum
 
 
 def _check_params_and_state(params: AffineParams, state: RunningStats, x: jax.Array, channels: tuple[int, ...]) -> None:
