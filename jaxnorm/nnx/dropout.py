@@ -83,7 +83,7 @@ class Dropout(_Noise):
       >>> from flax import nnx
       >>> drop = jaxnorm.nnx.Dropout(0.5, rngs=nnx.Rngs(0))
       >>> drop(jnp.ones(6))
-      Array([2., 2., 2., 0., 2., 0.], dtype=float32)
+      Array([2., 0., 2., 0., 2., 2.], dtype=float32)
       >>> drop(jnp.ones(3), deterministic=True)
       Array([1., 1., 1.], dtype=float32)
     """
