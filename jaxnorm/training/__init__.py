@@ -28,7 +28,7 @@ True
 from jaxnorm.training.adapters import linen_apply, nnx_apply
 from jaxnorm.training.checkpoints import Checkpoint, latest_step, load_checkpoint, save_checkpoint
 from jaxnorm.training.data import ordered_batches, shuffled_batches
-from jaxnorm.training.fit import fit
+from jaxnorm.training.loop import fit
 from jaxnorm.training.state import TrainState, init_train_state
 from jaxnorm.training.steps import cross_entropy, evaluate_batches, make_eval_step, make_train_step
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnorm._checks import check_size
-from jaxnorm.training.state import PyTree, TrainState, describe, differences
+from jaxnorm.training.state import PyTree, TrainState, as_arrays, describe, differences
 
 Folder = str | Path
 
@@ -72,13 +73,14 @@ def save_checkpoint(
     try:
         # As it will be read again: with lists for tuples, and strings as the keys of dicts.
         record = json.loads(json.dumps({"leaves": describe(state), "position": position, "history": list(history)}))
+        record["arrays"] = _digest(arrays)
     except (TypeError, ValueError) as error:
         raise TypeError(f"position and history must be numbers, strings, lists and dicts: {error}") from error
     with _manager(path, max_to_keep=keep, cleanup_tmp_directories=True) as manager:
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record | {"digest": _digest(record, arrays)})
+        checked = {"record": record, "digest": _digest_record(record)}
+        manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(checked)), force=True
         )
-        manager.save(step, args=items, force=True)
 
 
 def load_checkpoint(folder: Folder, like: TrainState, *, step: int | None = None) -> Checkpoint:
@@ -108,31 +110,24 @@ def load_checkpoint(folder: Folder, like: TrainState, *, step: int | None = None
       >>> load_checkpoint(folder, state).state.params
       Array([1., 1., 1.], dtype=float32)
     """
-    path = _path(folder)
+    path, like = _path(folder), as_arrays("like", like)
     steps = _steps(path)
     if not steps:
         raise ValueError(f"folder {path} " + ("has no complete checkpoint" if path.is_dir() else "does not exist"))
     step = steps[-1] if step is None else step
     if step not in steps:
         raise ValueError(f"step must be one of the checkpoints in {path}, {steps}, got {step}")
-    damaged = f"folder {path / str(step)} is a damaged checkpoint; remove it to go on from an older one"
-    with _manager(path) as manager:
-        try:
-            record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            leaves, position, history, digest = (record.pop(n) for n in ("leaves", "position", "history", "digest"))
-        except Exception as error:  # whatever JSON or Orbax make of a broken file
-            raise ValueError(damaged) from error
-        if wrong := differences(leaves, describe(like)):
-            raise ValueError(f"folder {path / str(step)} holds the checkpoint of another state than like: {wrong}")
-        try:
-            # As NumPy arrays: Orbax reads them one by one, and a broken file gives one error, not one for each array.
-            blank = jax.tree.map(np.empty_like, _arrays(like))
-            arrays = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(blank)))["state"]
-        except Exception as error:
-            raise ValueError(damaged) from error
-    if _digest({"leaves": leaves, "position": position, "history": history}, arrays) != digest:
-        raise ValueError(f"{damaged} (its contents are not those that were written)")
-    return Checkpoint(_fill(like, arrays), position, history)
+    place = path / str(step)
+    with _manager(path) as manager, _named(place):
+        checked = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        record = checked["record"]
+        _check_digest(_digest_record(record), checked["digest"])
+    if wrong := differences(record["leaves"], describe(like)):
+        raise ValueError(f"folder {place} holds the checkpoint of another state than like: {wrong}")
+    with _manager(path) as manager, _named(place):
+        arrays = {name: _restore(manager, step, name, blank) for name, blank in _arrays(like).items()}
+        _check_digest(_digest(arrays), record["arrays"])
+    return Checkpoint(_fill(like, arrays), record["position"], record["history"])
 
 
 def latest_step(folder: Folder) -> int | None:
@@ -170,23 +165,33 @@ def _manager(path: Path, **options: Any) -> ocp.CheckpointManager:
 def _arrays(state: TrainState) -> dict[str, np.ndarray]:
     """Returns the leaves as NumPy arrays by their paths: keys as their data, and no empty arrays, which Orbax does not take."""
     leaves = jax.device_get([_data(leaf) for leaf in jax.tree.leaves(state)])
-    return {path: a for path, a in zip(describe(state), leaves, strict=True) if a.size}
+    return {name: a for name, a in zip(describe(state), leaves, strict=True) if a.size}
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, name: str, blank: np.ndarray) -> np.ndarray:
+    """Returns one array of a checkpoint.
+
+    Arrays are read one after the other, and as NumPy arrays: of a broken file, Orbax else leaves the errors of all the other
+    arrays behind, which Python reports at some later time.
+    """
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+    args = ocp.args.PyTreeRestore(item={name: blank}, restore_args=as_numpy, partial_restore=True)
+    return manager.restore(step, args=ocp.args.Composite(state=args))["state"][name]
 
 
 def _fill(like: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
-    """Returns a state like `like` with the values of `arrays`."""
+    """Returns a state like `like` with the values of `arrays`, on its devices; what is free to go to any device stays so."""
 
-    def fill(path: str, leaf: jax.Array) -> jax.Array:
+    def fill(name: str, leaf: jax.Array) -> jax.Array:
         if not leaf.size:
             return leaf
+        value = jnp.asarray(arrays[name])
         if _is_key(leaf):
-            return jax.device_put(
-                jax.random.wrap_key_data(jnp.asarray(arrays[path]), impl=jax.random.key_impl(leaf)), leaf.sharding
-            )
-        return jax.device_put(arrays[path], leaf.sharding)
+            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        return jax.device_put(value, leaf.sharding) if leaf.committed else value
 
     leaves, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(structure, [fill(path, leaf) for path, leaf in zip(describe(like), leaves, strict=True)])
+    return jax.tree.unflatten(structure, [fill(name, leaf) for name, leaf in zip(describe(like), leaves, strict=True)])
 
 
 def _data(leaf: jax.Array) -> jax.Array:
@@ -197,9 +202,26 @@ def _is_key(leaf: PyTree) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _digest(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """Returns a digest of everything that a checkpoint holds."""
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for path in sorted(arrays):
-        digest.update(path.encode() + np.ascontiguousarray(arrays[path]).tobytes())
+@contextmanager
+def _named(place: Path) -> Iterator[None]:
+    """Turns whatever Orbax, TensorStore or JSON raise over a broken file into an error that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"folder {place} is a damaged checkpoint; remove it to go on from an older one") from error
+
+
+def _check_digest(found: str, written: str) -> None:
+    if found != written:
+        raise ValueError(f"the digest of the contents is {found}, and was {written} when they were written")
+
+
+def _digest_record(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
     return digest.hexdigest()

@@ -58,9 +58,7 @@ class Feed:
             iterator = iter(source)
             found = sum(1 for _ in islice(iterator, self.batch))
             if found < self.batch:
-                raise ValueError(
-                    f"batches({epoch}) must give what it gave before the resume, at least {self.batch} batches, got {found}"
-                )
+                raise ValueError(f"batches({epoch}) must give what it gave before the resume, {self.batch} batches, got {found}")
         else:
             source = self._batches
             iterator = iter(source)
@@ -99,11 +97,13 @@ class Feed:
             self._batches.set_state(base64.b64decode(state["base64"]) if is_bytes else state)
         elif not callable(self._batches):
             raise ValueError(
-                "batches must be a function batches(epoch) that returns an iterable, or an iterator with get_state and set_state, "
-                f"to resume: a plain {type(self._batches).__name__} cannot be put where the run was"
+                "batches must be a function batches(epoch) that returns an iterable, or an iterator with get_state and "
+                f"set_state, to resume: a plain {type(self._batches).__name__} cannot be put where the run was"
             )
         elif state is not None:
             raise ValueError(
                 "batches is a function of the epoch, but the checkpoint was written with an iterator that had a state"
             )
+        if self._steps is not None and position["batch"] > self._steps:
+            raise ValueError(f"steps_per_epoch must be at least {position['batch']}, where the run was, got {self._steps}")
         self.batch = position["batch"]

@@ -1,7 +1,7 @@
 """Training and evaluation steps: pure functions that users jit, vmap over seeds, or scan."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +15,25 @@ Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
+Apply = Callable[..., tuple[Any, PyTree]]
+"""A model: `apply(key, params, stats, x, *, train) -> (outputs, stats)`.
 
-
-class Apply(Protocol):
-    """A model: `apply(key, params, stats, x, *, train) -> (outputs, stats)`.
-
-    The key is for dropout, and nothing is drawn from it with `train=False`. What `schedules` names comes as keyword arguments,
-    in training only.
-    """
-
-    def __call__(
-        self, key: jax.Array, params: PyTree, stats: PyTree, x: PyTree, /, *, train: bool, **scheduled: Any
-    ) -> tuple[Any, PyTree]:
-        """Returns the outputs and the new running statistics."""
-        ...
+The key is for dropout, and nothing is drawn from it with `train=False`. What `schedules` names comes as keyword arguments, in
+training only.
+"""
 
 
 def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the cross entropy of every example's label under the softmax of its outputs.
 
-    `-log softmax(outputs)[label]`.
+    `-log softmax(outputs)[label] = logsumexp(outputs) - outputs[label]`.
 
     Args:
       outputs: logits, `[B, classes]`.
-      labels: indices of the classes, integers `[B]`.
+      labels: indices of the classes, integers `[B]`; one outside `[0, classes)` gives NaN.
 
     Returns:
-      Losses, `[B]`.
+      Losses, `[B]`, in float32 or wider.
 
     Raises:
       TypeError: if labels are not integers.
@@ -63,7 +55,11 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
             f"outputs must have shape [B, classes] and labels [B] for the default loss, got {jnp.shape(outputs)} "
             f"and {jnp.shape(labels)}"
         )
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    # A comparison instead of an index: the gradient of indexing has no sharding of its own on a mesh with explicit axes.
+    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    chosen = labels[:, None] == jnp.arange(outputs.shape[1], dtype=labels.dtype)
+    picked = jnp.where(chosen.any(1), jnp.where(chosen, outputs, 0).sum(1), jnp.nan)
+    return jax.nn.logsumexp(outputs, axis=1) - picked
 
 
 def make_train_step(

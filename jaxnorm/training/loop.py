@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from jaxnorm._checks import check_size
+from jaxnorm._checks import check_flag, check_size
 from jaxnorm.training.checkpoints import latest_step, load_checkpoint, save_checkpoint
 from jaxnorm.training.data import Batch, num_examples
 from jaxnorm.training.feed import BatchSource, Feed
@@ -40,7 +40,8 @@ def fit(
     as it is. Metrics are fetched when the device has them, without making it wait. A loss that is not finite warns, and the
     mean of its epoch is not finite.
 
-    Resuming gives the same bits as never having stopped, on the same devices and versions: parameters, optimizer state,
+    The step is compiled once; a smaller last batch, which `shuffled_batches` can drop, takes a second compilation. Resuming
+    gives the same bits as never having stopped, on the same devices and versions: parameters, optimizer state,
     statistics and history. That takes batches that can be found again, which is why a plain iterable trains but does not resume.
 
     Args:
@@ -92,11 +93,16 @@ def fit(
     """
     sizes = {"steps_per_epoch": steps_per_epoch, "checkpoint_every": checkpoint_every}
     _check_arguments({"epochs": epochs, "keep": keep} | sizes, evaluate, eval_batches, checkpoints, resume)
+    resume, progress = check_flag("resume", resume), check_flag("progress", progress)
     feed = Feed(batches, steps_per_epoch)
     history: History = []
     first_epoch, meter = 0, Meter("step")
     if resume and checkpoints is not None:
         state, position, history = load_checkpoint(checkpoints, state)
+        if not isinstance(position, dict) or "feed" not in position:
+            raise ValueError(
+                f"checkpoints folder {checkpoints} must have been written by fit to resume, got position {position!r}"
+            )
         first_epoch = position["epoch"]
         meter = Meter("step", position["sums"], position["examples"])
         feed.seek(position["feed"])
@@ -110,6 +116,9 @@ def fit(
             position = {"epoch": epoch, "feed": feed.position(), "sums": meter.sums(), "examples": meter.count}
             save_checkpoint(checkpoints, state, position=position, history=history, keep=keep)
 
+    def due() -> bool:
+        return checkpoint_every is not None and number % checkpoint_every == 0
+
     with tqdm(disable=not progress, initial=number, unit="step", dynamic_ncols=True) as bar:
         for epoch in range(first_epoch, epochs):
             bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
@@ -119,26 +128,29 @@ def fit(
                 state, metrics = step(state, batch)
                 number += 1
                 meter.add(metrics, num_examples(batch), number)
-                bar.set_postfix(_shown(meter.latest, history), refresh=False)
+                bar.set_postfix(_shown(history, meter.latest), refresh=False)
                 bar.update()
-                if checkpoint_every is not None and number % checkpoint_every == 0:
+                if due() and feed.batch != feed.length:
                     save(epoch)
-            row = {"epoch": epoch + 1, "step": number, **meter.means()}
+            row, means = {"epoch": epoch + 1, "step": number}, meter.means()
+            if taken := row.keys() & means:
+                raise ValueError(f"metrics must have other names than the history's epoch and step, got {sorted(taken)}")
+            row |= means
             if score is not None and eval_batches is not None:
                 row |= {f"eval_{name}": value for name, value in evaluate_batches(score, state, eval_batches).items()}
             history.append(row)
             meter = Meter("step")
             feed.rewind()
-            if checkpoint_every is None or epoch + 1 == epochs:
+            if checkpoint_every is None or due() or epoch + 1 == epochs:
                 save(epoch + 1)
-        bar.set_postfix(_shown(meter.latest, history))
+        bar.set_postfix(_shown(history, {}))
     return state, history
 
 
-def _shown(latest: dict[str, float], history: History) -> dict[str, str]:
-    """Returns what the progress bar shows: the metrics of the latest step that is known, and the last evaluation."""
-    evaluated = {name: value for name, value in history[-1].items() if name.startswith("eval_")} if history else {}
-    return {name: f"{value:.4f}" for name, value in (latest | evaluated).items()}
+def _shown(history: History, latest: dict[str, float]) -> dict[str, str]:
+    """Returns what the progress bar shows: the metrics of the latest step that is known, else of the last epoch."""
+    means = {name: value for name, value in history[-1].items() if name not in ("epoch", "step")} if history else {}
+    return {name: f"{value:.4f}" for name, value in (means | latest).items()}
 
 
 def _check_arguments(

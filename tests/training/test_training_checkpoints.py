@@ -1,0 +1,192 @@
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxnorm.training import init_train_state, latest_step, load_checkpoint, save_checkpoint
+
+POSITION = {"epoch": 3, "batch": 17, "note": "é", "rate": 0.1, "none": None}
+HISTORY = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-300}]
+
+
+def make_state(key=None, step=4, fill=1.0):
+    rng = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(fill * rng.normal(size=(5, 3)), jnp.float32),
+        "half": [jnp.asarray(rng.normal(size=6), jnp.bfloat16), (jnp.asarray(fill), None)],
+        "empty": jnp.zeros((0, 3)),
+        "by_number": {1: jnp.arange(3) * 0.1, 10: jnp.ones(2)},
+        "a/b": {"w['c']": jnp.ones(2)},
+        "z": jnp.asarray([1 + 2j, np.nan, -0.0], jnp.complex64),
+    }
+    state = init_train_state(jax.random.key(7) if key is None else key, list(params.values()), params, optax.adam(0.1))
+    return state._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def bits(state):
+    data = [jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in jax.tree.leaves(state)]
+    return [(str(a.dtype), a.shape, np.asarray(a).tobytes()) for a in data]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [jax.random.key(7), jax.random.PRNGKey(7), jax.random.key(7, impl="rbg"), jax.random.key(7, impl="unsafe_rbg")],
+    ids=repr,
+)
+def test_what_was_saved_comes_back_bit_for_bit(key, tmp_path, capfd):
+    state = make_state(key)
+    save_checkpoint(tmp_path / "run", state, position=POSITION, history=HISTORY)
+    like = jax.tree.map(jnp.zeros_like, state._replace(key=None))._replace(key=jax.random.clone(key))
+    found = load_checkpoint(str(tmp_path / "run"), like)
+    assert jax.tree.structure(found.state) == jax.tree.structure(state)
+    assert bits(found.state) == bits(state)
+    assert found.state.key.dtype == key.dtype
+    assert (found.position, found.history) == (POSITION, HISTORY)
+    assert capfd.readouterr() == ("", ""), "Orbax logs nothing of its own"
+
+
+def test_values_that_json_has_no_names_for(tmp_path):
+    save_checkpoint(tmp_path, make_state(), position=(1, {2: "a", 10: "b"}), history=[{"loss": np.nan, "other": np.inf}])
+    found = load_checkpoint(tmp_path, make_state())
+    assert found.position == [1, {"2": "a", "10": "b"}]
+    assert np.isnan(found.history[0]["loss"])
+    assert found.history[0]["other"] == np.inf
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    assert latest_step(tmp_path / "none") is None
+    for step in (1, 5, 9, 10, 200):
+        save_checkpoint(tmp_path, make_state(step=step), keep=3)
+        assert latest_step(tmp_path) == step
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [9, 10, 200]
+    assert load_checkpoint(tmp_path, make_state()).state.step == 200
+    assert load_checkpoint(tmp_path, make_state(), step=9).state.step == 9
+    with pytest.raises(ValueError, match=rf"step must be one of the checkpoints in {tmp_path}, \[9, 10, 200\], got 5"):
+        load_checkpoint(tmp_path, make_state(), step=5)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_step_that_is_not_new(step, tmp_path):
+    save_checkpoint(tmp_path, make_state(step=4))
+    with pytest.raises(ValueError, match=f"folder {tmp_path} already has a checkpoint of step 4, got one of step {step} to save"):
+        save_checkpoint(tmp_path, make_state(step=step, fill=2.0))
+    assert bits(load_checkpoint(tmp_path, make_state()).state) == bits(make_state(step=4))
+
+
+def test_remains_of_an_unfinished_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, make_state(step=4))
+    shutil.copytree(tmp_path / "4", tmp_path / "8.orbax-checkpoint-tmp")
+    assert latest_step(tmp_path) == 4
+    assert load_checkpoint(tmp_path, make_state()).state.step == 4
+    assert (tmp_path / "8.orbax-checkpoint-tmp").exists(), "reading changes nothing"
+    save_checkpoint(tmp_path, make_state(step=9))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "9"]
+
+
+def test_bad_arguments(tmp_path):
+    state = make_state()
+    with pytest.raises(ValueError, match=f"folder {tmp_path}/none does not exist"):
+        load_checkpoint(tmp_path / "none", state)
+    with pytest.raises(ValueError, match=f"folder {tmp_path} has no complete checkpoint"):
+        load_checkpoint(tmp_path, state)
+    (tmp_path / "file").write_text("hello")
+    for call in (lambda f: save_checkpoint(f, state), lambda f: load_checkpoint(f, state)):
+        with pytest.raises(ValueError, match=f"folder .*{tmp_path}/file"):
+            call(tmp_path / "file")
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        save_checkpoint(tmp_path, state, keep=0)
+    for wrong in ({"position": {1, 2}}, {"history": [{"loss": jnp.ones(())}]}):
+        with pytest.raises(TypeError, match="position and history must be numbers, strings, lists and dicts"):
+            save_checkpoint(tmp_path / "new", state, **wrong)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: s._replace(stats=s.stats | {"w": jnp.ones((5, 4))}),
+            r"\.stats\['w'\] is float32\[5,3\] instead of float32\[5,4\]",
+        ),
+        (
+            lambda s: s._replace(stats=s.stats | {"w": s.stats["w"].astype(jnp.float16)}),
+            r"float32\[5,3\] instead of float16\[5,3\]",
+        ),
+        (lambda s: s._replace(stats=s.stats | {"new": jnp.ones(2)}), r"\.stats\['new'\] \(float32\[2\]\) is missing"),
+        (lambda s: s._replace(opt_state=()), r"\.opt_state\[0\]\.count \(int32\[\]\) is unexpected; .* and \d+ more"),
+        (lambda s: s._replace(key=jax.random.PRNGKey(0)), r"\.key is key<fry>\[\] instead of uint32\[2\]"),
+        (lambda s: s._replace(key=jax.random.key(0, impl="rbg")), r"\.key is key<fry>\[\] instead of key<rbg>\[\]"),
+    ],
+)
+def test_a_checkpoint_of_another_state(change, message, tmp_path):
+    save_checkpoint(tmp_path, make_state(step=4))
+    with pytest.raises(ValueError, match=f"folder {tmp_path}/4 holds the checkpoint of another state than like: .*{message}"):
+        load_checkpoint(tmp_path, change(make_state()))
+
+
+def damages(content):
+    yield "removed", None
+    yield "emptied", b""
+    yield "cut", content[: len(content) // 2]
+    for place in (0, len(content) // 3, len(content) // 2, -1):
+        changed = bytearray(content)
+        changed[place] ^= 0x11
+        yield f"flipped at {place}", bytes(changed)
+
+
+def load_or_message(folder, like):
+    try:
+        return load_checkpoint(folder, like)
+    except ValueError as error:
+        return str(error)
+
+
+def test_damage_is_found_and_never_loads_other_values(tmp_path):
+    state = init_train_state(jax.random.key(0), {"w": jnp.arange(600.0), "b": jnp.ones(3)}, (), optax.sgd(0.1))
+    state = state._replace(step=jnp.int32(4))
+    save_checkpoint(tmp_path, state, position=POSITION, history=HISTORY)
+    refused = set()
+    for path in sorted(p for p in tmp_path.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        for kind, changed in damages(content):
+            path.unlink() if changed is None else path.write_bytes(changed)
+            found = load_or_message(tmp_path, state)
+            if isinstance(found, str):
+                assert f"folder {tmp_path}/4 is a damaged checkpoint" in found
+                refused.add((path.relative_to(tmp_path / "4").parts[0], kind.split()[0]))
+            else:
+                assert bits(found.state) == bits(state), (path, kind)
+                assert (found.position, found.history) == (POSITION, HISTORY), (path, kind)
+            path.write_bytes(content)
+    for part in ("state", "record"):
+        assert {kind for where, kind in refused if where == part} == {"removed", "emptied", "cut", "flipped"}
+    assert bits(load_checkpoint(tmp_path, state).state) == bits(state)
+
+
+@pytest.mark.parametrize("part", ["state", "record"])
+def test_a_removed_part_and_the_way_back(part, tmp_path):
+    for step in (4, 8):
+        save_checkpoint(tmp_path, make_state(step=step))
+    shutil.rmtree(tmp_path / "8" / part)
+    with pytest.raises(ValueError, match=f"folder {tmp_path}/8 is a damaged checkpoint; remove it to go on from an older one"):
+        load_checkpoint(tmp_path, make_state())
+    shutil.rmtree(tmp_path / "8")
+    assert load_checkpoint(tmp_path, make_state()).state.step == 4
+
+
+def test_arrays_come_with_the_shardings_of_like(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), ("data",)))
+    state = init_train_state(jax.random.key(0), {"w": jnp.arange(16.0), "b": jnp.ones(3)}, (), optax.sgd(0.1))
+    spread = jax.device_put(state, whole)._replace(params={"w": jax.device_put(state.params["w"], split), "b": state.params["b"]})
+    save_checkpoint(tmp_path / "one", state)
+    save_checkpoint(tmp_path / "many", spread)
+    for folder, like in (("one", spread), ("many", spread), ("many", state)):
+        found = load_checkpoint(tmp_path / folder, like).state
+        assert [a.sharding for a in jax.tree.leaves(found)] == [a.sharding for a in jax.tree.leaves(like)]
+        chex.assert_trees_all_equal(found.params, state.params)
