@@ -1,0 +1,129 @@
+"""One row for every public layer: how to call it, and which promises hold beyond those of all.
+
+Adding a layer adds a row here; the tests of transformations, dtypes and shardings read nothing else. The data avoid what hides
+mistakes: means are not 0, deviations are not 1, no two axes are alike, the state is not fresh, and no rate is a half.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxnorm
+
+SHAPE = (8, 2, 4, 3)
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A layer and the arguments that it is tried with.
+
+    Attributes:
+      name: the function's name, and after a dash what is special here.
+      make: from a dtype of x to the arguments by name, but for the key, the amounts and the options.
+      function: the public function.
+      amounts: values of every amount that may be traced: the lowest, the usual one, the highest for which all must be finite.
+      options: static arguments.
+      batched: arguments that have x's batch axis, their first.
+      takes_complex: whether x may be complex.
+    """
+
+    name: str
+    make: Callable[[Any], Arguments]
+    function: Callable[..., Any]
+    amounts: Mapping[str, tuple[Any, Any, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batched: tuple[str, ...] = ("x",)
+    takes_complex: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.function).parameters)
+
+    @property
+    def is_random(self) -> bool:
+        return "key" in self.parameters
+
+    @property
+    def is_stateful(self) -> bool:
+        return "state" in self.parameters
+
+    def arguments(self, dtype: Any = jnp.float32) -> Arguments:
+        """Returns all arguments but the key and the options, with the usual amounts."""
+        return {**self.make(dtype), **{name: usual for name, (_, usual, _) in self.amounts.items()}}
+
+    def __call__(self, key: jax.Array, arguments: Arguments, **options: Any) -> tuple[jax.Array, Any]:
+        """Returns the output and the new state (None without one)."""
+        drawn = {"key": key} if self.is_random else {}
+        result = self.function(**drawn, **arguments, **{**self.options, **options})
+        return result if self.is_stateful else (result, None)
+
+
+def data(shape: tuple[int, ...] = SHAPE, dtype: Any = jnp.float32, seed: int = 0, channel_axis: int = -1) -> jax.Array:
+    """Returns numbers whose mean and deviation differ from channel to channel; complex ones have different parts."""
+    random = np.random.default_rng(seed)
+    channel = np.arange(shape[channel_axis])
+    along = [1] * len(shape)
+    along[channel_axis] = -1
+    mean, std = (np.reshape(a, along) for a in (3 - 2.5 * channel, 0.5 + 0.7 * channel))
+    x = random.normal(mean, std, shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x + 1j * random.normal(1, 3, shape)
+    return jnp.asarray(x.astype(dtype))
+
+
+def counted(shape: tuple[int, ...] = SHAPE) -> jax.Array:
+    """Returns a mask of very different counts from row to row: all, none, one, ..."""
+    columns = np.arange(np.prod(shape[1:-1])).reshape(1, *shape[1:-1], 1)
+    return jnp.asarray(columns < np.array([8, 0, 1, 5, 3, 8, 2, 4][: shape[0]]).reshape(-1, *[1] * (len(shape) - 1)))
+
+
+def _batch_norm(dtype: Any, channel_axis: int = -1, **more: Any) -> Arguments:
+    x = data(dtype=dtype, channel_axis=channel_axis)
+    features = x.shape[channel_axis]
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    params, state = jaxnorm.init_batch_norm(features, param_dtype=wide, dtype=x.dtype if jnp.iscomplexobj(x) else wide)
+    params = jaxnorm.AffineParams(*(part + jnp.linspace(-0.5, 2, features, dtype=wide) for part in params))
+    return {"params": params, "state": jaxnorm.RunningStats(state.mean + 3, state.var * 7), "x": x, **more}
+
+
+def _x(dtype: Any) -> Arguments:
+    return {"x": data(dtype=dtype)}
+
+
+_MOMENTUM = {"momentum": (0.0, 0.7, 1.0), "epsilon": (1e-6, 1e-3, 10.0)}
+_RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
+
+CASES = (
+    Case("batch_norm-train", _batch_norm, jaxnorm.batch_norm, _MOMENTUM, {"train": True}, takes_complex=True),
+    Case("batch_norm-infer", _batch_norm, jaxnorm.batch_norm, _MOMENTUM, {"train": False}, takes_complex=True),
+    Case(
+        "batch_norm-where",
+        lambda dtype: _batch_norm(dtype, where=counted()),
+        jaxnorm.batch_norm,
+        _MOMENTUM,
+        {"train": True},
+        ("x", "where"),
+        takes_complex=True,
+    ),
+    Case(
+        "batch_norm-channels_first",
+        lambda dtype: _batch_norm(dtype, 1),
+        jaxnorm.batch_norm,
+        _MOMENTUM,
+        {"train": True, "channel_axis": 1, "unbiased": True},
+        takes_complex=True,
+    ),
+    Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),
+    Case("dropout-shared", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"broadcast_dims": (1, 2)}),
+    Case("dropout-rates", _x, jaxnorm.dropout, {"rate": (0 * _RATES, _RATES, 0 * _RATES + 1)}),
+    Case("classic_dropout", _x, jaxnorm.classic_dropout, {"rate": (0.0, 0.3, 1.0)}),
+    Case("weight_scaled", _x, jaxnorm.weight_scaled, {"rate": (0.0, 0.3, 1.0)}),
+    Case("gaussian_dropout", _x, jaxnorm.gaussian_dropout, {"rate": (0.0, 0.3, 0.9)}),
+    Case("uniform_dropout", _x, jaxnorm.uniform_dropout, {"beta": (0.0, 0.3, 1.0)}, {"broadcast_dims": (2,)}),
+)

@@ -1,0 +1,163 @@
+"""Bad input of the dropouts of single elements: an error that names the argument and what was given."""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import SHAPE, data
+
+import jaxnorm
+
+FUNCTIONS = (
+    jaxnorm.dropout,
+    jaxnorm.classic_dropout,
+    jaxnorm.gaussian_dropout,
+    jaxnorm.uniform_dropout,
+    jaxnorm.weight_scaled,
+)
+each = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+
+X = {
+    "x int": (jnp.ones(SHAPE, jnp.int32), "int32"),
+    "x bool": (jnp.ones(SHAPE, bool), "bool"),
+    "x complex": (data(dtype=jnp.complex64), "complex64"),
+    "x a list": ([[1.0, 2.0]], "[[1.0, 2.0]]"),
+    "x None": (None, "None"),
+    "x a number": (3.5, "3.5"),
+}
+AMOUNTS = {
+    "-0.1": (-0.1, ValueError, "-0.1"),
+    "-1e-9": (np.float64(-1e-9), ValueError, "-1e-09"),
+    "1.5": (1.5, ValueError, "1.5"),
+    "array 1.5": (jnp.float32(1.5), ValueError, "1.5"),
+    "nan": (float("nan"), ValueError, "nan"),
+    "inf": (float("inf"), ValueError, "inf"),
+    "str": ("0.5", TypeError, "'0.5'"),
+    "None": (None, TypeError, "None"),
+    "bool": (True, TypeError, "True"),
+    "NumPy's bool": (np.True_, TypeError, "True"),
+    "complex": (1j, TypeError, "1j"),
+    "list": ([0.5], TypeError, "[0.5]"),
+    "of another rank": (jnp.full(3, 0.5), ValueError, "[3]"),
+    "of another shape": (jnp.full((8, 2, 4, 2), 0.5), ValueError, "[8, 2, 4, 2]"),
+    "one of three": (jnp.float32([0.5, 1.5, 0.1]).reshape(1, 1, 1, 3), ValueError, "1.5"),
+}
+KEYS = {
+    "None": (None, "None"),
+    "int": (0, "0"),
+    "str": ("key", "'key'"),
+    "tuple": ((0, 1), "(0, 1)"),
+    "floats": (jnp.zeros(2), "float32"),
+    "ints": (jnp.zeros(2, jnp.int32), "int32"),
+    "one word": (jnp.uint32(7), "7"),
+    "three words": (jnp.zeros(3, jnp.uint32), "[3]"),
+    "no words": (jnp.zeros(0, jnp.uint32), "[0]"),
+    "legacy keys": (jnp.zeros((4, 2), jnp.uint32), "[4, 2]"),
+    "typed keys": (jax.random.split(jax.random.key(0), 3), "[3]"),
+    "one typed key in an array": (jax.random.split(jax.random.key(0), 1), "[1]"),
+}
+DIMS = {
+    "4": (4, ValueError, "4"),
+    "-5": ((-5,), ValueError, "-5"),
+    "twice": ((1, 1), ValueError, "(1, 1)"),
+    "twice from both ends": ((1, -3), ValueError, "(1, -3)"),
+    "float": (1.0, TypeError, "1.0"),
+    "floats": ((1.0,), TypeError, "1.0"),
+    "None": (None, TypeError, "None"),
+    "str": ("a", TypeError, "'a'"),
+    "bool": (True, TypeError, "True"),
+}
+
+
+def amount_name(function: Callable[..., Any]) -> str:
+    return next(name for name in inspect.signature(function).parameters if name in ("rate", "beta"))
+
+
+def call(function: Callable[..., Any], **given: Any) -> jax.Array:
+    arguments = {"x": data(), amount_name(function): 0.3}
+    if "key" in inspect.signature(function).parameters:
+        arguments["key"] = jax.random.key(0)
+    return function(**{**arguments, **given})
+
+
+def raises(function: Callable[..., Any], error: Any, argument: str, value: str, **given: Any) -> None:
+    with pytest.raises(error) as raised:
+        call(function, **given)
+    assert re.search(rf"\b{argument}\b", str(raised.value)), raised.value
+    assert value in str(raised.value)
+    assert jnp.isfinite(call(function)).all()  # nothing is broken by it
+
+
+@each
+@pytest.mark.parametrize("name", X)
+def test_bad_x_is_named(function: Callable[..., Any], name: str) -> None:
+    x, value = X[name]
+    raises(function, TypeError, "x", value, x=x)
+
+
+@each
+@pytest.mark.parametrize("name", AMOUNTS)
+def test_bad_amounts_are_named(function: Callable[..., Any], name: str) -> None:
+    amount, error, value = AMOUNTS[name]
+    raises(function, error, amount_name(function), value, **{amount_name(function): amount})
+
+
+@pytest.mark.parametrize("one", [1, 1.0, np.float32(1), jnp.float32(1)], ids=["int", "float", "NumPy", "jax"])
+def test_gaussian_noise_has_no_limit_at_rate_one(one: Any) -> None:
+    raises(jaxnorm.gaussian_dropout, ValueError, "rate", "1", rate=one)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("name", KEYS)
+def test_bad_keys_are_named(function: Callable[..., Any], name: str) -> None:
+    key, value = KEYS[name]
+    raises(function, (TypeError, ValueError), "key", value, key=key)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("name", DIMS)
+def test_bad_broadcast_dims_are_named(function: Callable[..., Any], name: str) -> None:
+    dims, error, value = DIMS[name]
+    raises(function, error, "broadcast_dims", value, broadcast_dims=dims)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[:2], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("bits", [0, 8, 16, 64, None, "32", True], ids=str)
+def test_other_numbers_of_bits_are_refused(function: Callable[..., Any], bits: Any) -> None:
+    raises(function, (TypeError, ValueError), "bits", repr(bits), bits=bits)
+
+
+@each
+def test_a_missing_argument_is_a_type_error(function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError):
+        function(data())
+
+
+def test_an_amount_must_fit_the_shared_draw() -> None:
+    """With channels dropped whole, a rate for each element makes no sense."""
+    rates = jnp.full(SHAPE, 0.5)
+    raises(jaxnorm.dropout, ValueError, "rate", "[8, 2, 4, 3]", rate=rates, broadcast_dims=(1, 2))
+
+
+@each
+def test_a_traced_amount_outside_its_range_gives_nan_everywhere(function: Callable[..., Any]) -> None:
+    run = jax.jit(lambda amount: call(function, **{amount_name(function): amount}))
+    highest = 1.0 if function is jaxnorm.gaussian_dropout else 1.5
+    for amount in (-0.1, highest, np.nan, np.inf, -np.inf):
+        assert jnp.isnan(run(amount)).all(), amount
+    assert jnp.isfinite(run(0.3)).all()
+    assert jnp.isfinite(run(0.0)).all()
+
+
+@each
+def test_traced_bad_input_is_named(function: Callable[..., Any]) -> None:
+    for amount in (jnp.full(3, 0.5), jnp.full((3, 1), 0.5)):
+        with pytest.raises(ValueError, match=amount_name(function)):
+            jax.jit(lambda amount: call(function, **{amount_name(function): amount}))(amount)
+    with pytest.raises(TypeError, match="x must be"):
+        jax.jit(lambda x: call(function, x=x))(jnp.ones(SHAPE, jnp.int32))

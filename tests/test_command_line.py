@@ -1,0 +1,160 @@
+"""The command line: what it says, its exit status, and what a run writes."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import flax
+import jax
+import jaxlib
+import optax
+import pytest
+
+import jaxnorm
+from jaxnorm.__main__ import main
+from jaxnorm.experiments import describe, experiment_names, load_experiment
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Returns the one line with which a wrong command line ends, with exit status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_explains_itself(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == out
+    for word in ("list", "run", "info", "python -m jaxnorm run variance_shift"):
+        assert word in out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"jaxnorm {jaxnorm.__version__}\n"
+
+
+def test_list_names_every_experiment_with_a_description(capsys):
+    assert main(["list"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for name in experiment_names():
+        assert name in out
+        assert describe(name)[:30] in out
+
+
+def test_every_experiment_has_what_the_command_line_needs():
+    assert "variance_shift" in experiment_names()
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        assert describe(name) == (experiment.__doc__ or "").partition("\n")[0] != ""
+        for option in experiment.OPTIONS:
+            for value in (option.default, option.quick):
+                assert option.parse(str(value)) == value
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    versions = {module.__name__: module.__version__ for module in (jaxnorm, jax, jaxlib, flax, optax)}
+    for name, version in (versions | {"Python": ".".join(map(str, sys.version_info[:3]))}).items():
+        assert f"{name} {version}" in " ".join(out.split())
+    assert out.count("device") == jax.device_count()
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    err = fails(capsys, "trian")
+    for word in ("trian", "list", "run", "info"):
+        assert word in err
+
+
+def test_an_unknown_experiment_names_the_known_ones(capsys):
+    err = fails(capsys, "run", "variance_drift")
+    assert "variance_drift" in err
+    assert all(name in err for name in experiment_names())
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--rate", "1"), ("--rate", "-0.1"), ("--rate", "nan"), ("--rate", "half"), ("--depth", "0"), ("--depth", "2.5"),
+        ("--width", "-3"), ("--epochs", "0"), ("--epochs", "many"), ("--seeds", "0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_option(capsys, option, value):
+    err = fails(capsys, "run", "variance_shift", f"{option}={value}")
+    assert option in err
+    assert repr(value) in err
+
+
+def test_an_unknown_option_is_named(capsys):
+    assert "--layers" in fails(capsys, "run", "variance_shift", "--layers", "3")
+
+
+def test_a_missing_name_is_asked_for(capsys):
+    assert "NAME" in fails(capsys, "run")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work_begins(capsys, tmp_path):
+    file = tmp_path / "taken"
+    file.write_text("")
+    err = fails(capsys, "run", "variance_shift", "--out", str(file))
+    assert "--out" in err
+    assert str(file) in err
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else object())
+    err = fails(capsys, "run", "variance_shift", "--out", str(tmp_path / "out"))
+    assert "sklearn" in err
+    assert "pip install 'jaxnorm[demo]'" in err
+
+
+def test_an_interrupted_run_ends_in_a_line(capsys, monkeypatch, tmp_path):
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load_experiment("variance_shift"), "run", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "variance_shift", "--out", str(tmp_path)])
+    assert exit_.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_quick_sets_what_was_not_given(monkeypatch, tmp_path):
+    experiment, given = load_experiment("variance_shift"), []
+    monkeypatch.setattr(experiment, "run", lambda **options: given.append(options))
+    for argv in (["--quick", "--depth", "3"], ["--depth", "3"]):
+        assert main(["run", "variance_shift", "--out", str(tmp_path), *argv]) == 0
+    quick, full = given
+    for option in experiment.OPTIONS:
+        assert quick[option.name] == (3 if option.name == "depth" else option.quick)
+        assert full[option.name] == (3 if option.name == "depth" else option.default)
+    assert quick["out"] == Path(tmp_path)
+
+
+def test_help_and_list_import_nothing_slow():
+    code = (
+        "import sys; from jaxnorm.__main__ import main; main(['list'])\n"
+        "slow = {'flax', 'optax', 'orbax', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_runs_as_a_module():
+    ran = subprocess.run([sys.executable, "-m", "jaxnorm", "run", "nothing"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1

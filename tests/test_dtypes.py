@@ -1,0 +1,216 @@
+"""Types of inputs, outputs and states: what comes in goes out, and statistics are never computed or kept in less than float32."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import CASES, Case, data
+from numpy.testing import assert_allclose, assert_array_equal
+
+from jaxnorm import AffineParams, RunningStats, batch_norm, dropout, init_batch_norm
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+HALF = (jnp.float16, jnp.bfloat16)
+FLOATS = (*HALF, jnp.float32, jnp.float8_e4m3fn)
+dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.__name__)
+half = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.__name__)
+
+
+def new_key() -> jax.Array:
+    return jax.random.key(3)
+
+
+def ulp(y: jax.Array) -> np.ndarray:
+    """The distance to the next number of y's type, in float64."""
+    info = jnp.finfo(y.dtype)
+    size = np.maximum(np.abs(np.asarray(y, np.float64)), float(info.smallest_normal))
+    return 2.0 ** np.floor(np.log2(size)) * float(info.eps)
+
+
+@each
+@dtypes
+def test_output_has_the_type_of_x(case: Case, dtype: Any) -> None:
+    arguments = case.arguments(dtype)
+    for call in (case.__call__, jax.jit(case.__call__)):
+        y, state = call(new_key(), arguments)
+        assert y.dtype == dtype
+        if case.is_stateful:
+            assert [leaf.dtype for leaf in jax.tree.leaves(state)] == [leaf.dtype for leaf in jax.tree.leaves(arguments["state"])]
+
+
+@each
+@half
+def test_half_precision_is_single_precision_rounded_once(case: Case, dtype: Any) -> None:
+    arguments = case.arguments(dtype)
+    wide = {**arguments, "x": arguments["x"].astype(jnp.float32)}
+    y, state = case(new_key(), arguments)
+    expected, expected_state = case(new_key(), wide)
+    assert (np.abs(np.asarray(y, np.float64) - np.asarray(expected, np.float64)) <= ulp(y)).all()
+    # A value that float32 computes between two numbers goes to the nearer one, but for what fusions change in its last bits.
+    assert np.mean(np.asarray(y) == np.asarray(expected.astype(dtype))) > 0.98
+    if case.is_stateful:
+        for got, right in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
+            assert_allclose(got, right, rtol=1e-6)
+
+
+@each
+def test_numpy_arguments_do_as_jax_arrays(case: Case) -> None:
+    arguments = case.arguments()
+    numpy = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, arguments)
+    for make in (float, np.float32, np.float64):
+        amounts = {name: make(value) for name, value in arguments.items() if name in case.amounts and np.ndim(value) == 0}
+        got = case(new_key(), {**numpy, **amounts})
+        expected = case(new_key(), arguments)
+        for leaf, right in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert isinstance(leaf, jax.Array)
+            assert leaf.dtype == right.dtype
+            assert_allclose(leaf, right, rtol=3e-7, atol=1e-6)
+
+
+@each
+@half
+def test_types_of_the_amounts_do_not_widen_the_output(case: Case, dtype: Any) -> None:
+    arguments = case.arguments(dtype)
+    for make in (np.float64, np.float32, jnp.float32, jnp.bfloat16):
+        amounts = {name: make(value) for name, value in arguments.items() if name in case.amounts and np.ndim(value) == 0}
+        y, _ = case(new_key(), {**arguments, **amounts})
+        assert y.dtype == dtype
+
+
+@each
+def test_float64_is_computed_in_float64(case: Case) -> None:
+    with jax.enable_x64(True):
+        arguments = case.arguments(jnp.float64)
+        x = arguments["x"] + 1e-12 * jnp.sin(jnp.arange(arguments["x"].size, dtype=jnp.float64)).reshape(arguments["x"].shape)
+        (y, state), (moved, _) = case(new_key(), arguments), case(new_key(), {**arguments, "x": x})
+        assert y.dtype == jnp.float64
+        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(state))
+        # A change of 1e-12 is there in the output: nothing went through float32.
+        assert 1e-14 < np.abs(y - moved).max() < 1e-10
+        single, _ = case(new_key(), {**arguments, "x": arguments["x"].astype(jnp.float32), **_float32_params(arguments)})
+        assert single.dtype == jnp.float32
+        assert_allclose(single, y, rtol=1e-4, atol=1e-4)
+
+
+def _float32_params(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: jax.tree.map(jnp.float32, arguments[name]) for name in ("params", "state") if name in arguments}
+
+
+def test_float64_equals_the_oracle() -> None:
+    with jax.enable_x64(True):
+        x = data(dtype=jnp.float64) + 1e4
+        params, state = init_batch_norm(3, param_dtype=jnp.float64, dtype=jnp.float64)
+        for train in (True, False):
+            y, new = batch_norm(params, state, x, train=train, momentum=0.9)
+            expected = oracles.batch_norm(params, state, x, train=train, momentum=0.9)
+            assert_allclose(y, expected.y, rtol=1e-9, atol=1e-9)
+            assert_allclose(new.mean, expected.mean, rtol=1e-12)
+            assert_allclose(new.var, expected.var, rtol=1e-11)
+
+
+def test_float32_x_updates_a_float64_state_in_float64() -> None:
+    with jax.enable_x64(True):
+        params, state = init_batch_norm(3, dtype=jnp.float64)
+        x = data()
+        y, new = batch_norm(params, state, x, train=True, momentum=0.9)
+        assert (y.dtype, new.mean.dtype) == (jnp.float32, jnp.float64)
+        assert_allclose(new.mean, oracles.batch_norm(params, state, x, train=True, momentum=0.9).mean, rtol=1e-6)
+        # The weights are not rounded to float32 on the way into a wider state.
+        ones = RunningStats(state.mean + 1, state.var)
+        _, still = batch_norm(params, ones, jnp.ones((4, 3), jnp.float32), train=True, momentum=0.9)
+        assert_allclose(still.mean, 1, rtol=1e-14)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.takes_complex], ids=lambda case: case.name)
+def test_complex_numbers_go_through_every_case_that_takes_them(case: Case) -> None:
+    arguments = case.arguments(jnp.complex64)
+    y, state = jax.jit(case.__call__)(new_key(), arguments)
+    assert y.dtype == jnp.complex64
+    assert [leaf.dtype for leaf in jax.tree.leaves(state)] == [leaf.dtype for leaf in jax.tree.leaves(arguments["state"])]
+    named = {name: arguments[name] for name in arguments if name not in ("params", "state", "x")}
+    expected = oracles.batch_norm(arguments["params"], arguments["state"], arguments["x"], **named, **case.options)
+    assert_allclose(y, expected.y, rtol=1e-5, atol=1e-5)
+    assert_allclose(state.mean, expected.mean, rtol=1e-5)
+    assert_allclose(state.var, expected.var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.takes_complex], ids=lambda case: case.name)
+def test_complex_numbers_are_refused_elsewhere(case: Case) -> None:
+    with pytest.raises(TypeError, match="x must be real, got complex64"):
+        case(new_key(), {**case.arguments(), "x": data(dtype=jnp.complex64)})
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.uint8, bool], ids=lambda dtype: dtype.__name__)
+def test_integers_and_bools_are_refused(case: Case, dtype: Any) -> None:
+    arguments = case.arguments()
+    with pytest.raises(TypeError, match=f"x must be .*{np.dtype(dtype).name}"):
+        case(new_key(), {**arguments, "x": jnp.ones(arguments["x"].shape, dtype)})
+
+
+# Half precision where it hurts
+
+
+@half
+def test_statistics_of_half_precision_are_those_of_its_values(dtype: Any) -> None:
+    """Means far from 0, as N(8, 1) or 5 +- 0.1, and enough elements to stop a running sum in half precision."""
+    for mean, std, shape in ((8, 1, (256, 3)), (5, 0.1, (2, 32, 32, 64))):
+        x = jnp.asarray(np.random.default_rng(0).normal(mean, std, shape), dtype)
+        _, state = init_batch_norm(shape[-1])
+        y, new = jax.jit(lambda state, x: batch_norm(AffineParams(None, None), state, x, train=True, momentum=0.0))(state, x)
+        axes = tuple(range(len(shape) - 1))
+        true_mean, true_var, _ = oracles.moments(np.asarray(x, np.float64), axes)
+        assert_allclose(new.mean, true_mean.ravel(), rtol=1e-6)
+        assert_allclose(new.var, true_var.ravel(), rtol=1e-5)
+        assert_allclose(np.asarray(y, np.float64).std(axes), 1, atol=0.02)
+
+
+def test_squares_that_overflow_float16_and_epsilons_that_underflow_it() -> None:
+    x = jnp.asarray(300 * np.random.default_rng(0).normal(size=(512, 4)), jnp.float16)
+    params, state = init_batch_norm(4)
+    y, new = batch_norm(params, state, x, train=True, momentum=0.0)
+    expected = oracles.batch_norm(params, state, np.asarray(x), train=True, momentum=0.0)
+    assert_allclose(y, expected.y, rtol=2**-10, atol=2**-11)
+    assert_allclose(new.var, expected.var, rtol=1e-5)
+    zeros, _ = batch_norm(params, state, jnp.zeros((6, 4), jnp.float16), train=True, epsilon=1e-12)
+    assert_array_equal(zeros, jnp.zeros((6, 4)))
+
+
+def test_rounding_to_half_comes_after_scale_and_bias() -> None:
+    x = data((64, 3), jnp.bfloat16)
+    params = AffineParams(jnp.float32([1.013, 0.337, 3.77]), jnp.float32([100.3, -7.77, 0.013]))
+    state = RunningStats(jnp.float32([3, 0.5, -2]), jnp.float32([0.25, 1.44, 3.6]))
+    for train in (True, False):
+        y, _ = batch_norm(params, state, x, train=train)
+        expected = oracles.batch_norm(params, state, np.asarray(x, np.float32), train=train).y
+        assert (np.abs(np.asarray(y, np.float64) - expected) <= 0.51 * ulp(y)).all()
+
+
+def test_half_parameters_are_widened() -> None:
+    x = data((64, 3))
+    params, state = init_batch_norm(3, param_dtype=jnp.bfloat16)
+    y, _ = batch_norm(params, state, x, train=True)
+    assert y.dtype == jnp.float32
+    assert_allclose(y, oracles.batch_norm((None, None), state, x, train=True).y, rtol=1e-5, atol=1e-5)
+
+
+def test_running_statistics_are_not_rounded_to_the_type_of_x() -> None:
+    """100.3 +- 0.1 with a running mean: bfloat16 has a spacing of 0.5 there."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(100.3 + 0.1 * random.normal(size=(64, 1)), jnp.bfloat16)
+    state = RunningStats(jnp.float32([100.3]), jnp.float32([0.01]))
+    y, _ = batch_norm(AffineParams(None, None), state, x, train=False)
+    expected = oracles.batch_norm((None, None), state, np.asarray(x, np.float32), train=False).y
+    assert (np.abs(np.asarray(y, np.float64) - expected) <= 0.51 * ulp(y)).all()
+
+
+@half
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])
+def test_kept_values_are_the_quotient_rounded_once(dtype: Any, rate: float) -> None:
+    x = jnp.asarray(np.random.default_rng(1).normal(3, 2, (200, 5)), dtype)
+    y = dropout(new_key(), x, rate)
+    quotient = np.where(y == 0, 0, np.asarray(x, np.float64) / float(np.float32(1 - rate)))
+    assert (np.abs(np.asarray(y, np.float64) - quotient) <= 0.501 * ulp(y)).all()

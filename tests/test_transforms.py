@@ -1,0 +1,475 @@
+"""Every layer under every transformation of jax."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, Arguments, Case
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+WITH_STATE = tuple(case for case in CASES if case.is_stateful)
+RANDOM = tuple(case for case in CASES if case.is_random)
+SYNCED = tuple(case for case in CASES if "axis_name" in case.parameters)
+DIFFERENTIABLE = ("params", "state", "x")
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_random = pytest.mark.parametrize("case", RANDOM, ids=lambda case: case.name)
+each_stateful = pytest.mark.parametrize("case", WITH_STATE, ids=lambda case: case.name)
+each_synced = pytest.mark.parametrize("case", SYNCED, ids=lambda case: case.name)
+check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
+
+
+def new_key(seed: int = 3) -> jax.Array:
+    return jax.random.key(seed)
+
+
+@functools.cache
+def compiled(case: Case) -> Callable[[jax.Array, Arguments], Any]:
+    """The layer under jit, every argument traced; one compilation for all tests."""
+    return jax.jit(case.__call__)
+
+
+@functools.cache
+def compiled_gradient(case: Case) -> Callable[[jax.Array, Arguments, Arguments], Any]:
+    return jax.jit(jax.grad(lambda varied, key, rest: loss(case, key, {**rest, **varied})))
+
+
+def loss(case: Case, key: jax.Array, arguments: Arguments) -> jax.Array:
+    """A sum with uneven weights: of a norm's plain sum nearly all gradients vanish."""
+    y, _ = case(key, arguments)
+    return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+def varied_and_rest(arguments: Arguments) -> tuple[Arguments, Arguments]:
+    varied = {name: value for name, value in arguments.items() if name in DIFFERENTIABLE}
+    return varied, {name: value for name, value in arguments.items() if name not in DIFFERENTIABLE}
+
+
+def signature(tree: Any) -> Any:
+    """Structure, shapes, types and weak types."""
+    return jax.tree.map(lambda a: jax.typeof(a).str_short() + str(jax.typeof(a).weak_type), tree)
+
+
+def finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+@each
+def test_jit_equals_eager(case: Case) -> None:
+    arguments = case.arguments()
+    # Amounts are traced under jit: their complement is rounded once more.
+    chex.assert_trees_all_close(compiled(case)(new_key(), arguments), case(new_key(), arguments), rtol=3e-6, atol=3e-6)
+
+
+@each
+def test_jit_compiles_once_for_many_steps_and_amounts(case: Case) -> None:
+    traces = 0
+
+    @jax.jit
+    def step(key: jax.Array, arguments: Arguments) -> Any:
+        nonlocal traces
+        traces += 1
+        return case(key, arguments)
+
+    arguments = case.arguments()
+    for i, position in enumerate((0, 1, 2, 1)):
+        amounts = {name: values[position] for name, values in case.amounts.items()}
+        y, state = step(new_key(i), {**arguments, **amounts})
+        assert finite((y, state))
+        expected = case(new_key(i), {**arguments, **amounts})
+        chex.assert_trees_all_close((y, state), expected, rtol=3e-6, atol=3e-6)
+        if case.is_stateful:
+            arguments["state"] = state
+    assert traces == 1
+
+
+@each
+def test_vmap_equals_a_loop(case: Case) -> None:
+    lanes = 3
+    arguments = case.arguments()
+    xs = jnp.stack([arguments["x"] * (1 + i) + i for i in range(lanes)])
+    keys = jax.random.split(new_key(), lanes)
+    run = jax.jit(jax.vmap(lambda key, x: case(key, {**arguments, "x": x})))
+    together = run(jax.random.clone(keys), xs)
+    alone = [case(key, {**arguments, "x": x}) for key, x in zip(keys, xs, strict=True)]
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    chex.assert_trees_all_close(together, looped, rtol=2e-6, atol=2e-6)
+    if case.is_random:  # the same draws, to the bit
+        np.testing.assert_array_equal(together[0] == 0, looped[0] == 0)
+
+
+@each
+def test_vmap_of_the_amounts_equals_a_loop(case: Case) -> None:
+    arguments = case.arguments()
+    amounts = {name: jnp.stack([jnp.asarray(v, jnp.float32) for v in values]) for name, values in case.amounts.items()}
+    together = jax.jit(jax.vmap(lambda amounts: case(new_key(), {**arguments, **amounts})))(amounts)
+    for i in range(3):
+        alone = case(new_key(), {**arguments, **{name: values[i] for name, values in case.amounts.items()}})
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], together), alone, rtol=3e-6, atol=3e-6)
+
+
+@each_stateful
+def test_scan_carries_the_state(case: Case) -> None:
+    arguments = case.arguments()
+    steps = 3
+    scales = jnp.linspace(1, 2, steps)
+    keys = jax.random.split(new_key(), steps)
+
+    def step(state: Any, key_and_scale: tuple[jax.Array, jax.Array]) -> Any:
+        key, scale = key_and_scale
+        y, state = case(key, {**arguments, "state": state, "x": arguments["x"] * scale})
+        return state, y
+
+    state, ys = jax.lax.scan(step, arguments["state"], (jax.random.clone(keys), scales))
+    looped = arguments["state"]
+    for i in range(steps):
+        looped, y = step(looped, (keys[i], scales[i]))
+        chex.assert_trees_all_close(ys[i], y, rtol=2e-6, atol=2e-6)
+    chex.assert_trees_all_close(state, looped, rtol=2e-6)
+
+
+@each_random
+def test_scan_draws_anew_in_every_step(case: Case) -> None:
+    arguments = case.arguments()
+    _, ys = jax.lax.scan(lambda _, key: (None, case(key, arguments)[0]), None, jax.random.split(new_key(), 3))
+    assert len({np.asarray(y).tobytes() for y in ys}) == 3
+
+
+@each_stateful
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_state_keeps_tree_shape_dtype_and_weak_type(case: Case, dtype: Any) -> None:
+    arguments = case.arguments(dtype)
+    for traced in (False, True):
+        _, state = (compiled(case) if traced else case)(new_key(), arguments)
+        assert signature(state) == signature(arguments["state"])
+
+
+@each
+@pytest.mark.parametrize("position", [0, 1, 2], ids=["lowest", "usual", "highest"])
+def test_gradients_are_finite_at_the_limits_and_without_variance(case: Case, position: int) -> None:
+    amounts = {name: values[position] for name, values in case.amounts.items()}
+    varied, rest = varied_and_rest({**case.arguments(), **amounts})
+    for x in (varied["x"], jnp.full_like(varied["x"], -11), jnp.zeros_like(varied["x"])):
+        gradient = compiled_gradient(case)({**varied, "x": x}, new_key(), rest)
+        assert finite(gradient)
+
+
+@each
+def test_static_limits_have_finite_gradients_in_both_modes(case: Case) -> None:
+    arguments = case.arguments()
+    for position in (0, 2):
+        static = {name: values[position] for name, values in case.amounts.items()}
+        f = jax.jit(lambda x, static=static: loss(case, new_key(), {**arguments, **static, "x": x}))
+        x = jnp.full_like(arguments["x"], 2)
+        assert finite(jax.grad(f)(x))
+        assert finite(jax.jvp(f, (x,), (jnp.ones_like(x),)))
+
+
+@each
+def test_gradients_of_orders_one_and_two_in_float64(case: Case) -> None:
+    with jax.enable_x64(True):
+        varied, rest = varied_and_rest(case.arguments(jnp.float64))
+        f = jax.jit(lambda varied: loss(case, new_key(), {**rest, **varied}))
+        check_grads(f, (varied,), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@each
+def test_gradients_of_order_three_in_float64(case: Case) -> None:
+    with jax.enable_x64(True):
+        varied, rest = varied_and_rest(case.arguments(jnp.float64))
+        f = jax.jit(lambda varied: loss(case, new_key(), {**rest, **varied}))
+        check_grads(f, (varied,), order=3, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+
+
+@each
+def test_gradient_in_float32_is_that_in_float64(case: Case) -> None:
+    narrow = compiled_gradient(case)(*_gradient_arguments(case, jnp.float32))
+    with jax.enable_x64(True):
+        wide = compiled_gradient(case)(*_gradient_arguments(case, jnp.float64))
+    chex.assert_trees_all_close(*jax.tree.map(np.float64, (narrow, wide)), rtol=1e-4, atol=1e-4)
+
+
+def _gradient_arguments(case: Case, dtype: Any) -> tuple[Arguments, jax.Array, Arguments]:
+    varied, rest = varied_and_rest(case.arguments(dtype))
+    return varied, new_key(), rest
+
+
+@each
+def test_hessian_products_agree_in_all_orders_of_the_modes(case: Case) -> None:
+    arguments = case.arguments()
+    x, v = arguments["x"], jnp.sin(jnp.arange(arguments["x"].size, dtype=jnp.float32)).reshape(arguments["x"].shape)
+    f = lambda x: jnp.sum(jnp.square(case(new_key(), {**arguments, "x": x})[0]))  # noqa: E731
+    forward_over_reverse = jax.jit(lambda x: jax.jvp(jax.grad(f), (x,), (v,))[1])(x)
+    reverse_over_reverse = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), v)))(x)
+    reverse_over_forward = jax.jit(jax.grad(lambda x: jax.jvp(f, (x,), (v,))[1]))(x)
+    chex.assert_trees_all_close(forward_over_reverse, reverse_over_reverse, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(forward_over_reverse, reverse_over_forward, rtol=1e-4, atol=1e-4)
+
+
+@each
+def test_no_gradient_flows_through_the_state_or_into_the_amounts(case: Case) -> None:
+    arguments = case.arguments()
+    amounts = {name: jnp.asarray(usual, jnp.float32) for name, (_, usual, _) in case.amounts.items() if name != "epsilon"}
+
+    def of_amounts(amounts: Arguments) -> jax.Array:
+        return loss(case, new_key(), {**arguments, **amounts})
+
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(of_amounts))(amounts)):
+        np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
+    if not case.is_stateful:
+        return
+
+    def of_new_state(varied: Arguments) -> jax.Array:
+        _, state = case(new_key(), {**arguments, **varied})
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(state))
+
+    through = jax.jit(jax.grad(of_new_state))({"params": arguments["params"], "x": arguments["x"]})
+    assert all(not leaf.any() for leaf in jax.tree.leaves(through))
+
+
+@each
+@pytest.mark.parametrize("policy", ["everything_saveable", "nothing_saveable"])
+def test_checkpoint_changes_neither_value_nor_gradient_nor_state(case: Case, policy: str) -> None:
+    varied, rest = varied_and_rest(case.arguments())
+
+    def f(varied: Arguments, key: jax.Array) -> Any:
+        y, state = case(key, {**rest, **varied})
+        return jnp.sum(jnp.square(y)), (y, state)
+
+    saved = jax.checkpoint(f, policy=getattr(jax.checkpoint_policies, policy))
+    plain = jax.jit(jax.value_and_grad(f, has_aux=True))(varied, new_key())
+    again = jax.jit(jax.value_and_grad(saved, has_aux=True))(varied, new_key())
+    (_, (y, state)), gradient = plain
+    (_, (y_again, state_again)), gradient_again = again
+    chex.assert_trees_all_close((y, state), (y_again, state_again), rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(gradient, gradient_again, rtol=1e-6, atol=1e-6)
+    if case.is_random:
+        np.testing.assert_array_equal(gradient_again["x"] == 0, (y == 0))
+
+
+@each_random
+def test_nothing_as_large_as_x_is_kept_for_the_gradient(case: Case) -> None:
+    """Neither by jax, as a residual, nor by the compiled gradient, as a temporary."""
+    arguments = case.arguments()
+    key = new_key()
+    _, pullback = jax.vjp(lambda x: case(key, {**arguments, "x": x})[0], arguments["x"])
+    assert all(leaf.size <= 4 for leaf in jax.tree.leaves(pullback))
+
+    x = jnp.ones((256, 2, 64, 3))
+    layers = lambda x: jnp.sum(case(key, {**arguments, "x": case(key, {**arguments, "x": x})[0]})[0])  # noqa: E731
+    with jax.debug_key_reuse(False):  # the same mask twice is as good
+        memory = jax.jit(jax.grad(layers)).lower(x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < x.nbytes // 16
+
+
+@each
+def test_memory_of_the_gradient_is_a_few_times_that_of_x(case: Case) -> None:
+    varied, rest = varied_and_rest(case.arguments())
+    repeat = {name: jnp.tile(rest[name], (64,) + (1,) * 3) for name in case.batched if name != "x"}
+    varied = {**varied, "x": jnp.tile(varied["x"], (64, 1, 1, 1))}
+    memory = compiled_gradient(case).lower(varied, new_key(), {**rest, **repeat}).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 3 * varied["x"].nbytes + 2**12  # and what is as large as the statistics
+
+
+@each
+def test_donated_arguments_are_used_up_and_change_nothing(case: Case) -> None:
+    arguments = case.arguments()
+    expected = compiled(case)(new_key(), arguments)
+    donated = {name: jax.tree.map(jnp.copy, arguments.pop(name)) for name in ("x", "state") if name in arguments}
+    run = jax.jit(lambda donated, key: case(key, {**arguments, **donated}), donate_argnums=0)
+    result = run(donated, new_key())
+    chex.assert_trees_all_close(result, expected, rtol=3e-6, atol=3e-6)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+
+
+@each
+def test_eval_shape_and_ahead_of_time_compilation(case: Case) -> None:
+    arguments = case.arguments()
+    shapes = jax.eval_shape(case.__call__, new_key(), arguments)
+    expected = compiled(case)(new_key(), arguments)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), shapes) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
+    ahead = compiled(case).lower(new_key(), arguments).compile()
+    chex.assert_trees_all_equal(ahead(new_key(), arguments), expected)
+
+
+@each
+def test_export_lowers_for_cpu_cuda_and_tpu(case: Case) -> None:
+    arguments = case.arguments()
+    traced, fixed = varied_and_rest(arguments)
+    function = jax.jit(lambda key_data, traced: case(jax.random.wrap_key_data(key_data), {**fixed, **traced}))
+    exported = export.export(function, platforms=("cpu", "cuda", "tpu"))(jax.random.key_data(new_key()), traced)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    result = exported.call(jax.random.key_data(new_key()), traced)
+    chex.assert_trees_all_close(result, case(new_key(), arguments), rtol=3e-6, atol=3e-6)
+
+
+@each
+def test_no_tracer_leaks(case: Case) -> None:
+    with jax.check_tracer_leaks():
+        varied, rest = varied_and_rest(case.arguments())
+        for _ in range(2):
+            jax.jit(jax.grad(lambda varied: loss(case, new_key(), {**rest, **varied})))(varied)
+            jax.vmap(lambda x: case(new_key(), {**rest, **varied, "x": x}))(varied["x"][None])
+
+
+@each
+def test_no_nan_arises_inside_that_is_selected_away_later(case: Case) -> None:
+    with jax.debug_nans(True):
+        for position in (0, 2):
+            amounts = {name: values[position] for name, values in case.amounts.items()}
+            varied, rest = varied_and_rest({**case.arguments(), **amounts})
+            jax.block_until_ready(compiled_gradient(case)({**varied, "x": jnp.zeros_like(varied["x"])}, new_key(), rest))
+
+
+@each_random
+def test_key_reuse_is_seen(case: Case) -> None:
+    arguments = case.arguments()
+    key = new_key()
+    case(key, arguments)
+    with pytest.raises(jax.errors.KeyReuseError):
+        case(key, arguments)
+    with pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda key: (case(key, arguments), jax.random.uniform(key)))(new_key())
+
+
+@each_random
+def test_one_key_serves_a_value_and_its_gradient(case: Case) -> None:
+    """An eager gradient draws from the key once, as far as a user is concerned."""
+    arguments = case.arguments()
+    key = new_key()
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(case(key, {**arguments, "x": x})[0]))(arguments["x"])
+    assert finite((value, gradient))
+
+
+# shard_map
+
+
+def mesh(devices: int = 8) -> jax.sharding.Mesh:
+    return jax.make_mesh((devices,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def specs(case: Case, arguments: Arguments) -> dict[str, P]:
+    return {name: P("d") if name in case.batched else P() for name in arguments}
+
+
+@each_synced
+@check_vma
+@pytest.mark.parametrize("devices", [2, 8])
+def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool, devices: int) -> None:
+    arguments = case.arguments()
+    varied, rest = varied_and_rest(arguments)
+    weights = jnp.cos(jnp.arange(arguments["x"].size, dtype=jnp.float32)).reshape(arguments["x"].shape)
+    sharded = jax.shard_map(
+        lambda arguments: case(new_key(), arguments, axis_name="d"),
+        mesh=mesh(devices),
+        in_specs=(specs(case, arguments),),
+        out_specs=(P("d"), P()),
+        check_vma=check_vma,
+    )
+
+    def f(call: Callable[[Arguments], Any]) -> Any:
+        def total(varied: Arguments) -> Any:
+            y, state = call({**rest, **varied})
+            return jnp.sum(y * weights), (y, state)
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(varied)
+
+    (_, outputs), gradients = f(sharded)
+    (_, expected), expected_gradients = f(lambda arguments: case(new_key(), arguments))
+    chex.assert_trees_all_close(outputs, expected, rtol=1e-6, atol=2e-6)
+    chex.assert_trees_all_close(gradients, expected_gradients, rtol=1e-5, atol=1e-5)
+
+
+@each
+@check_vma
+def test_shard_map_without_axis_name_is_a_call_on_every_part(case: Case, check_vma: bool) -> None:
+    arguments = case.arguments()
+
+    def one(key: jax.Array, index: jax.Array, arguments: Arguments) -> Any:
+        return jax.tree.map(lambda a: a[None], case(jax.random.fold_in(key, index), arguments))
+
+    def part(key: jax.Array, arguments: Arguments) -> Any:
+        return one(key, jax.lax.axis_index("d"), arguments)
+
+    run = jax.shard_map(part, mesh=mesh(4), in_specs=(P(), specs(case, arguments)), out_specs=P("d"), check_vma=check_vma)
+    y, state = jax.jit(run)(new_key(), arguments)
+    for i in range(4):
+        own = {name: a[2 * i : 2 * i + 2] if name in case.batched else a for name, a in arguments.items()}
+        expected_y, expected_state = compiled(case)(jax.random.fold_in(new_key(), i), own)
+        chex.assert_trees_all_close(y[i], expected_y, rtol=3e-6, atol=3e-6)
+        if case.is_stateful:
+            chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], state), expected_state, rtol=3e-6)
+
+
+# `train` as a value
+
+
+@each_stateful
+def test_traced_train_is_either_mode(case: Case) -> None:
+    arguments = case.arguments()
+    traces = 0
+
+    @jax.jit
+    def run(arguments: Arguments, train: jax.Array) -> Any:
+        nonlocal traces
+        traces += 1
+        return case(new_key(), arguments, train=train)
+
+    for train in (True, False):
+        expected = case(new_key(), arguments, train=train)
+        chex.assert_trees_all_close(run(arguments, jnp.array(train)), expected, rtol=3e-6, atol=3e-6)
+    assert traces == 1
+
+
+@each_stateful
+def test_traced_train_under_vmap_and_grad(case: Case) -> None:
+    varied, rest = varied_and_rest(case.arguments())
+
+    def gradient(varied: Arguments, train: Any) -> Any:
+        def total(varied: Arguments) -> jax.Array:
+            y, _ = case(new_key(), {**rest, **varied}, train=train)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+        return jax.value_and_grad(total)(varied)
+
+    together = jax.jit(jax.vmap(gradient, (None, 0)))(varied, jnp.array([True, False]))
+    for i, train in enumerate((True, False)):
+        expected = gradient(varied, train)
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], together), expected, rtol=1e-5, atol=1e-5)
+
+
+@each_synced
+@check_vma
+@pytest.mark.parametrize("axis_name", ["d", None])
+def test_traced_train_under_shard_map(case: Case, check_vma: bool, axis_name: str | None) -> None:
+    arguments = case.arguments()
+    state_spec = P() if axis_name else P("d")
+
+    def part(arguments: Arguments, train: jax.Array) -> Any:
+        y, state = case(new_key(), arguments, train=train, axis_name=axis_name)
+        return y, state if axis_name else jax.tree.map(lambda a: a[None], state)
+
+    run = jax.jit(
+        jax.shard_map(
+            part, mesh=mesh(2), in_specs=(specs(case, arguments), P()), out_specs=(P("d"), state_spec), check_vma=check_vma
+        )
+    )
+    for train in (True, False):
+        y, state = run(arguments, jnp.array(train))
+        if axis_name:
+            expected = case(new_key(), arguments, train=train)
+            chex.assert_trees_all_close((y, state), expected, rtol=3e-6, atol=3e-6)
+        else:
+            first = {name: a[:4] if name in case.batched else a for name, a in arguments.items()}
+            expected_y, expected_state = case(new_key(), first, train=train)
+            chex.assert_trees_all_close(y[:4], expected_y, rtol=3e-6, atol=3e-6)
+            chex.assert_trees_all_close(jax.tree.map(lambda a: a[0], state), expected_state, rtol=3e-6)
