@@ -1,0 +1,134 @@
+"""The command line, `python -m jaxnorm` or `jaxnorm`: experiments, and what is installed."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import jaxnorm
+from jaxnorm.experiments import describe, experiment_names, load_experiment
+from jaxnorm.experiments._report import make_folder
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USAGE_ERROR, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: the arguments; those of the process if None.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      SystemExit: after `--help` or `--version` with status 0, after an error, said in one line, with status 2.
+    """
+    parser = _make_parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        parser.exit(_INTERRUPTED, "interrupted\n")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxnorm",
+        description="Batch norm and dropout for JAX: experiments that show what they do.",
+        epilog="Start with: python -m jaxnorm run variance_shift --quick",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxnorm {jaxnorm.__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    command = commands.add_parser("list", help="list the experiments")
+    command.set_defaults(command=_list)
+
+    command = commands.add_parser("run", help="run an experiment: train, print tables, write them and a picture")
+    names = ", ".join(experiment_names())
+    command.add_argument("experiment", metavar="NAME", type=_experiment, help=f"the experiment: {names}")
+    command.add_argument("rest", metavar="OPTIONS", nargs=argparse.REMAINDER, help="its options; NAME --help shows them")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("info", help="show versions and devices")
+    command.set_defaults(command=_info)
+    return parser
+
+
+def _list(_: argparse.Namespace) -> int:
+    table = Table("experiment", "what it shows", box=box.SIMPLE_HEAD)
+    for name in experiment_names():
+        table.add_row(name, describe(name))
+    Console().print(table)
+    return 0
+
+
+def _experiment(name: str) -> ModuleType:
+    try:
+        return load_experiment(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _run(options: argparse.Namespace) -> int:
+    experiment = options.experiment
+    name = experiment.__name__.rpartition(".")[2]
+    parser = _Parser(prog=f"jaxnorm run {name}", description=describe(name))
+    for option in experiment.OPTIONS:
+        text = f"{option.help} (default {option.default}, with --quick {option.quick})"
+        parser.add_argument(f"--{option.name}", type=option.parse, metavar=option.name.upper(), help=text)
+    parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
+    out = Path("results", name)
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder to write to (default {out})")
+    given = parser.parse_args(options.rest)
+    chosen = {option.name: getattr(given, option.name) for option in experiment.OPTIONS}
+    for option in experiment.OPTIONS:
+        if chosen[option.name] is None:
+            chosen[option.name] = option.quick if given.quick else option.default
+    for package in ("matplotlib", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            parser.error(f"the experiments need {package}, which is not installed: pip install 'jaxnorm[demo]'")
+    try:
+        folder = make_folder(given.out)
+    except ValueError as error:
+        parser.error(f"argument --out: {error}")
+    experiment.run(out=folder, **chosen)
+    return 0
+
+
+def _info(_: argparse.Namespace) -> int:
+    table = Table("what", "version", box=box.SIMPLE_HEAD)
+    table.add_row("jaxnorm", jaxnorm.__version__)
+    for package in ("jax", "jaxlib", "flax", "optax"):
+        table.add_row(package, importlib.metadata.version(package))
+    table.add_row("Python", platform.python_version())
+    for device in jax.devices():
+        table.add_row(f"device {device.id}", f"{device.platform}, {device.device_kind}")
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

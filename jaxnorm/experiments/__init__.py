@@ -1,0 +1,32 @@
+"""Claims of the literature as experiments: each one small file that trains, measures, and writes a table and a picture.
+
+A file of this folder whose name does not begin with `_` is an experiment. Its docstring's first line describes it, `OPTIONS` are
+its options, and `run(*, out, **options)` does the work. `python -m jaxnorm run NAME` runs it. There is no other list of them.
+"""
+
+import ast
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+
+def experiment_names() -> tuple[str, ...]:
+    """Returns the names of all experiments."""
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")))
+
+
+def describe(name: str) -> str:
+    """Returns an experiment's description, in a line; the experiment is not imported for it."""
+    docstring = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]
+
+
+def load_experiment(name: str) -> ModuleType:
+    """Returns an experiment's module.
+
+    Raises:
+      ValueError: if there is no experiment of this name.
+    """
+    if name not in experiment_names():
+        raise ValueError(f"unknown experiment {name!r}; there is {', '.join(experiment_names())}")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,87 @@
+"""Tables: in the terminal, as Markdown, as CSV; and the folder that they are written to."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+_WIDTH_OF_NO_TERMINAL = 130
+
+
+class Table(NamedTuple):
+    """A table for people: a title, the columns' headings (in lines), and rows of texts of which the first names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def mean_and_spread(values: Iterable[float], digits: int) -> str:
+    """Returns mean and standard deviation over seeds, as `1.50 ± 0.71`; the value alone if there is one seed.
+
+    >>> mean_and_spread([1.0, 2.0], 2)
+    '1.50 ± 0.71'
+    """
+    values = np.asarray(list(values), np.float64)
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {spread(values):.{digits}f}"
+
+
+def spread(values: Any) -> np.ndarray:
+    """Returns the standard deviation over seeds, the first axis; 0 if there is one seed."""
+    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
+
+
+def make_folder(path: Path) -> Path:
+    """Returns a folder that can be written to, made if there is none.
+
+    Raises:
+      ValueError: if it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {str(path)!r}: {error.strerror or error}") from error
+    return path
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Prints tables to the terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH_OF_NO_TERMINAL)
+    for table in tables:
+        rich = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        for number, column in enumerate(table.columns):
+            rich.add_column(column, justify="right" if number else "left")
+        for name, *cells in table.rows:
+            rich.add_row(name, *(Text(cell, no_wrap=True) for cell in cells))
+        console.print(rich)
+
+
+def write_markdown(path: Path, heading: str, text: str, tables: Iterable[Table], picture: str) -> None:
+    """Writes a heading, a text, a picture and tables."""
+    parts = [f"# {heading}", text, f"![{heading}]({picture})"]
+    for table in tables:
+        align = ["---"] + ["---:"] * (len(table.columns) - 1)
+        headings = [heading.replace("\n", " ") for heading in table.columns]
+        lines = [f"| {' | '.join(row)} |" for row in (headings, align, *table.rows)]
+        parts += [f"## {table.title}", "\n".join(lines)]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows with full precision; a number that does not exist is `nan`."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
