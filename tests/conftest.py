@@ -1,14 +1,11 @@
 """Configuration of every test: 8 CPU devices, key reuse is an error, no accidental promotion or broadcasting."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
-
-sys.path.insert(0, str(Path(__file__).parent))  # for cases, oracles and randomness
 
 _DEVICES = 8
 _JAX_DEFAULTS = ("training", "experiments")  # folders of tests in which arrays may promote, as in jax's defaults

@@ -1,7 +1,5 @@
-"""Every layer under every transformation of jax."""
+"""Every layer under the transformations of jax, on one device."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -9,57 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Arguments, Case
+from cases import Arguments, Case
 from jax import export
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
-
-WITH_STATE = tuple(case for case in CASES if case.is_stateful)
-RANDOM = tuple(case for case in CASES if case.is_random)
-SYNCED = tuple(case for case in CASES if "axis_name" in case.parameters)
-DIFFERENTIABLE = ("params", "state", "x")
-
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-each_random = pytest.mark.parametrize("case", RANDOM, ids=lambda case: case.name)
-each_stateful = pytest.mark.parametrize("case", WITH_STATE, ids=lambda case: case.name)
-each_synced = pytest.mark.parametrize("case", SYNCED, ids=lambda case: case.name)
-check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
-
-
-def new_key(seed: int = 3) -> jax.Array:
-    return jax.random.key(seed)
-
-
-@functools.cache
-def compiled(case: Case) -> Callable[[jax.Array, Arguments], Any]:
-    """The layer under jit, every argument traced; one compilation for all tests."""
-    return jax.jit(case.__call__)
-
-
-@functools.cache
-def compiled_gradient(case: Case) -> Callable[[jax.Array, Arguments, Arguments], Any]:
-    return jax.jit(jax.grad(lambda varied, key, rest: loss(case, key, {**rest, **varied})))
-
-
-def loss(case: Case, key: jax.Array, arguments: Arguments) -> jax.Array:
-    """A sum with uneven weights: of a norm's plain sum nearly all gradients vanish."""
-    y, _ = case(key, arguments)
-    return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
-
-
-def varied_and_rest(arguments: Arguments) -> tuple[Arguments, Arguments]:
-    varied = {name: value for name, value in arguments.items() if name in DIFFERENTIABLE}
-    return varied, {name: value for name, value in arguments.items() if name not in DIFFERENTIABLE}
-
-
-def signature(tree: Any) -> Any:
-    """Structure, shapes, types and weak types."""
-    return jax.tree.map(lambda a: jax.typeof(a).str_short() + str(jax.typeof(a).weak_type), tree)
-
-
-def finite(tree: Any) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+from promises import (
+    compiled,
+    compiled_gradient,
+    each,
+    each_random,
+    each_stateful,
+    finite,
+    loss,
+    new_key,
+    signature,
+    varied_and_rest,
+)
 
 
 @each
@@ -348,128 +310,3 @@ def test_one_key_serves_a_value_and_its_gradient(case: Case) -> None:
     key = new_key()
     value, gradient = jax.value_and_grad(lambda x: jnp.sum(case(key, {**arguments, "x": x})[0]))(arguments["x"])
     assert finite((value, gradient))
-
-
-# shard_map
-
-
-def mesh(devices: int = 8) -> jax.sharding.Mesh:
-    return jax.make_mesh((devices,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-
-
-def specs(case: Case, arguments: Arguments) -> dict[str, P]:
-    return {name: P("d") if name in case.batched else P() for name in arguments}
-
-
-@each_synced
-@check_vma
-@pytest.mark.parametrize("devices", [2, 8])
-def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool, devices: int) -> None:
-    arguments = case.arguments()
-    varied, rest = varied_and_rest(arguments)
-    weights = jnp.cos(jnp.arange(arguments["x"].size, dtype=jnp.float32)).reshape(arguments["x"].shape)
-    sharded = jax.shard_map(
-        lambda arguments: case(new_key(), arguments, axis_name="d"),
-        mesh=mesh(devices),
-        in_specs=(specs(case, arguments),),
-        out_specs=(P("d"), P()),
-        check_vma=check_vma,
-    )
-
-    def f(call: Callable[[Arguments], Any]) -> Any:
-        def total(varied: Arguments) -> Any:
-            y, state = call({**rest, **varied})
-            return jnp.sum(y * weights), (y, state)
-
-        return jax.jit(jax.value_and_grad(total, has_aux=True))(varied)
-
-    (_, outputs), gradients = f(sharded)
-    (_, expected), expected_gradients = f(lambda arguments: case(new_key(), arguments))
-    chex.assert_trees_all_close(outputs, expected, rtol=1e-6, atol=2e-6)
-    chex.assert_trees_all_close(gradients, expected_gradients, rtol=1e-5, atol=1e-5)
-
-
-@each
-@check_vma
-def test_shard_map_without_axis_name_is_a_call_on_every_part(case: Case, check_vma: bool) -> None:
-    arguments = case.arguments()
-
-    def one(key: jax.Array, index: jax.Array, arguments: Arguments) -> Any:
-        return jax.tree.map(lambda a: a[None], case(jax.random.fold_in(key, index), arguments))
-
-    def part(key: jax.Array, arguments: Arguments) -> Any:
-        return one(key, jax.lax.axis_index("d"), arguments)
-
-    run = jax.shard_map(part, mesh=mesh(4), in_specs=(P(), specs(case, arguments)), out_specs=P("d"), check_vma=check_vma)
-    y, state = jax.jit(run)(new_key(), arguments)
-    for i in range(4):
-        own = {name: a[2 * i : 2 * i + 2] if name in case.batched else a for name, a in arguments.items()}
-        expected_y, expected_state = compiled(case)(jax.random.fold_in(new_key(), i), own)
-        chex.assert_trees_all_close(y[i], expected_y, rtol=3e-6, atol=3e-6)
-        if case.is_stateful:
-            chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], state), expected_state, rtol=3e-6)
-
-
-# `train` as a value
-
-
-@each_stateful
-def test_traced_train_is_either_mode(case: Case) -> None:
-    arguments = case.arguments()
-    traces = 0
-
-    @jax.jit
-    def run(arguments: Arguments, train: jax.Array) -> Any:
-        nonlocal traces
-        traces += 1
-        return case(new_key(), arguments, train=train)
-
-    for train in (True, False):
-        expected = case(new_key(), arguments, train=train)
-        chex.assert_trees_all_close(run(arguments, jnp.array(train)), expected, rtol=3e-6, atol=3e-6)
-    assert traces == 1
-
-
-@each_stateful
-def test_traced_train_under_vmap_and_grad(case: Case) -> None:
-    varied, rest = varied_and_rest(case.arguments())
-
-    def gradient(varied: Arguments, train: Any) -> Any:
-        def total(varied: Arguments) -> jax.Array:
-            y, _ = case(new_key(), {**rest, **varied}, train=train)
-            return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
-
-        return jax.value_and_grad(total)(varied)
-
-    together = jax.jit(jax.vmap(gradient, (None, 0)))(varied, jnp.array([True, False]))
-    for i, train in enumerate((True, False)):
-        expected = gradient(varied, train)
-        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], together), expected, rtol=1e-5, atol=1e-5)
-
-
-@each_synced
-@check_vma
-@pytest.mark.parametrize("axis_name", ["d", None])
-def test_traced_train_under_shard_map(case: Case, check_vma: bool, axis_name: str | None) -> None:
-    arguments = case.arguments()
-    state_spec = P() if axis_name else P("d")
-
-    def part(arguments: Arguments, train: jax.Array) -> Any:
-        y, state = case(new_key(), arguments, train=train, axis_name=axis_name)
-        return y, state if axis_name else jax.tree.map(lambda a: a[None], state)
-
-    run = jax.jit(
-        jax.shard_map(
-            part, mesh=mesh(2), in_specs=(specs(case, arguments), P()), out_specs=(P("d"), state_spec), check_vma=check_vma
-        )
-    )
-    for train in (True, False):
-        y, state = run(arguments, jnp.array(train))
-        if axis_name:
-            expected = case(new_key(), arguments, train=train)
-            chex.assert_trees_all_close((y, state), expected, rtol=3e-6, atol=3e-6)
-        else:
-            first = {name: a[:4] if name in case.batched else a for name, a in arguments.items()}
-            expected_y, expected_state = case(new_key(), first, train=train)
-            chex.assert_trees_all_close(y[:4], expected_y, rtol=3e-6, atol=3e-6)
-            chex.assert_trees_all_close(jax.tree.map(lambda a: a[0], state), expected_state, rtol=3e-6)

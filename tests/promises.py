@@ -1,0 +1,66 @@
+"""What the tests of the promises share: which rows of the case table a test runs for, and how a layer is called and compared."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import CASES, Arguments, Case
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+WITH_STATE = tuple(case for case in CASES if case.is_stateful)
+RANDOM = tuple(case for case in CASES if case.is_random)
+SYNCED = tuple(case for case in CASES if "axis_name" in case.parameters)
+DIFFERENTIABLE = ("params", "state", "x")
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_random = pytest.mark.parametrize("case", RANDOM, ids=lambda case: case.name)
+each_stateful = pytest.mark.parametrize("case", WITH_STATE, ids=lambda case: case.name)
+each_synced = pytest.mark.parametrize("case", SYNCED, ids=lambda case: case.name)
+check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
+
+
+def new_key(seed: int = 3) -> jax.Array:
+    return jax.random.key(seed)
+
+
+@functools.cache
+def compiled(case: Case) -> Callable[[jax.Array, Arguments], Any]:
+    """The layer under jit, every argument traced; one compilation for all tests."""
+    return jax.jit(case.__call__)
+
+
+@functools.cache
+def compiled_gradient(case: Case) -> Callable[[jax.Array, Arguments, Arguments], Any]:
+    return jax.jit(jax.grad(lambda varied, key, rest: loss(case, key, {**rest, **varied})))
+
+
+def loss(case: Case, key: jax.Array, arguments: Arguments) -> jax.Array:
+    """A sum with uneven weights: of a norm's plain sum nearly all gradients vanish."""
+    y, _ = case(key, arguments)
+    return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+def varied_and_rest(arguments: Arguments) -> tuple[Arguments, Arguments]:
+    varied = {name: value for name, value in arguments.items() if name in DIFFERENTIABLE}
+    return varied, {name: value for name, value in arguments.items() if name not in DIFFERENTIABLE}
+
+
+def signature(tree: Any) -> Any:
+    """Structure, shapes, types and weak types."""
+    return jax.tree.map(lambda a: jax.typeof(a).str_short() + str(jax.typeof(a).weak_type), tree)
+
+
+def finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+def mesh(devices: int = 8) -> jax.sharding.Mesh:
+    return jax.make_mesh((devices,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def specs(case: Case, arguments: Arguments) -> dict[str, P]:
+    return {name: P("d") if name in case.batched else P() for name in arguments}
