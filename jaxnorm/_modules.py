@@ -58,6 +58,7 @@ def apply_batch_norm(
     dtype: Any,
     axis_name: AxisName,
     axis_index_groups: Any,
+    unbiased: bool,
 ) -> tuple[jax.Array, RunningStats | None]:
     """Returns y, and the new running statistics or None where `use_running_average` says now that they stay."""
     x = check_float("x", x, allow_complex=True)
@@ -74,6 +75,7 @@ def apply_batch_norm(
         where=None if mask is None else _where(mask, x),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
+        unbiased=unbiased,
     )
     return y.astype(output_dtype(dtype, x, *params)), None if frozen is True else new_state
 

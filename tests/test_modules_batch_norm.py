@@ -70,6 +70,14 @@ def test_mask_gives_the_values_of_flax(api):
 
 
 @each_api
+def test_unbiased_averages_the_variance_that_pytorch_does(api):
+    x, variables = batch((8, 3)), new_variables((3,))
+    y, stats = OURS[api].batch_norm(variables, x, momentum=0.7, unbiased=True)
+    close(stats["var"], 0.7 * np.asarray(variables["var"]) + 0.3 * np.asarray(x, np.float64).var(0, ddof=1))
+    close(y, OURS[api].batch_norm(variables, x)[0])
+
+
+@each_api
 def test_several_axes_give_each_position_its_own_statistics(api):
     x = batch((4, 5, 3))
     y, stats = OURS[api].batch_norm(new_variables((4, 3)), x, axis=(-1, 0), momentum=0.0)

@@ -39,6 +39,7 @@ class BatchNorm(nn.Module):
       axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
       use_fast_variance: accepted and without effect: the variance is always exact.
       force_float32_reductions: accepted and without effect: statistics are always kept in float32 or wider.
+      unbiased: whether the running variance averages `n / (n - 1)` times the batch's, as PyTorch's does. Not in Flax.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
@@ -71,6 +72,7 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    unbiased: bool = False
 
     @nn.compact
     def __call__(
@@ -113,6 +115,7 @@ class BatchNorm(nn.Module):
             dtype=self.dtype,
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
+            unbiased=self.unbiased,
         )
         if stats is not None and not initializing:
             mean.value, var.value = stats

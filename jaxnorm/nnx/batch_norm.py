@@ -46,6 +46,7 @@ class BatchNorm(nnx.Module):
       rngs: keys for the initializers.
       bias_metadata: metadata of the bias's variable, as its sharding.
       scale_metadata: metadata of the scale's variable, as its sharding.
+      unbiased: whether the running variance averages `n / (n - 1)` times the batch's, as PyTorch's does. Not in Flax.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
@@ -84,6 +85,7 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        unbiased: bool = False,
     ):
         """Makes the variables; the arguments are those of the class."""
         sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
@@ -107,6 +109,7 @@ class BatchNorm(nnx.Module):
         self.axis_index_groups = axis_index_groups
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
+        self.unbiased = unbiased
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | jax.Array | None = None, *, mask: jax.Array | None = None
@@ -141,6 +144,7 @@ class BatchNorm(nnx.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
+            unbiased=self.unbiased,
         )
         if stats is not None:
             self.mean[...], self.var[...] = stats
