@@ -1,4 +1,4 @@
-"""The command line, `python -m jaxnorm` or `jaxnorm`: experiments, and what is installed."""
+"""The command line, `python -m jaxnorm` or `jaxnorm`: experiments, the benchmark, and what is installed."""
 
 import argparse
 import importlib.metadata
@@ -19,6 +19,7 @@ import jaxnorm
 from jaxnorm.experiments import describe, experiment_names, load_experiment
 from jaxnorm.experiments._report import make_folder
 
+_FAILED = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 
@@ -72,6 +73,14 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("rest", metavar="OPTIONS", nargs=argparse.REMAINDER, help="its options; NAME --help shows them")
     command.set_defaults(command=_run)
 
+    command = commands.add_parser("bench", help="measure the layers beside other libraries': time, memory, compilation")
+    command.add_argument("--quick", action="store_true", help="less of everything, for a first look")
+    command.add_argument("--only", nargs="+", default=(), type=_row, metavar="NAME", help="what to measure (default all)")
+    command.add_argument("--list", action="store_true", help="list the names, and measure nothing")
+    out = Path("results", "bench")
+    command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder to write to (default {out})")
+    command.set_defaults(command=_bench)
+
     command = commands.add_parser("info", help="show versions and devices")
     command.set_defaults(command=_info)
     return parser
@@ -115,6 +124,37 @@ def _run(options: argparse.Namespace) -> int:
     except ValueError as error:
         parser.error(f"argument --out: {error}")
     experiment.run(out=folder, **chosen)
+    return 0
+
+
+def _row(name: str) -> str:
+    from jaxnorm.benchmarks._rows import row_named  # brings Flax, which is slow to import
+
+    try:
+        return row_named(name).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from jaxnorm.benchmarks._rows import ROWS, describe_row
+    from jaxnorm.benchmarks._run import run
+
+    if options.list:
+        table = Table("row", "what it measures", box=box.SIMPLE_HEAD)
+        for row in ROWS:
+            table.add_row(row.name, describe_row(row))
+        Console().print(table)
+        return 0
+    parser = _Parser(prog="jaxnorm bench")
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the benchmark needs matplotlib, which is not installed: pip install 'jaxnorm[demo]'")
+    try:
+        run(out=options.out, only=options.only, quick=options.quick)
+    except ValueError as error:
+        parser.error(f"argument --out: {error}")
+    except RuntimeError as error:
+        parser.exit(_FAILED, f"{parser.prog}: {error}\n")
     return 0
 
 

@@ -100,6 +100,17 @@ def check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} must be {kind.__name__}, got {_show(value)}")
 
 
+def check_elementwise(name: str, function: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises unless `function` maps an array of this shape and dtype to one alike."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function of an array, got {_show(function)}")
+    got = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, dtype))
+    if getattr(got, "dtype", None) != dtype:
+        raise TypeError(f"{name} must map {dtype}{list(shape)} to an array of the same dtype, got {_show(got)}")
+    if got.shape != shape:
+        raise ValueError(f"{name} must map {dtype}{list(shape)} to an array of the same shape, got {list(got.shape)}")
+
+
 def check_axis_name(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
     """Returns names of mapped axes and groups of indices along them as hashable values, or raises unless they are such."""
     if isinstance(axis_name, list):
@@ -136,10 +147,24 @@ def check_size(name: str, value: Any) -> int:
     return int(value)
 
 
-def check_bits(bits: Any) -> None:
-    """Raises unless `bits` is a number of random bits an element that can be drawn."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits != 32:
-        raise ValueError(f"bits must be 32, got {_show(bits)}")
+def check_bits(bits: Any, rate: Scalar) -> int:
+    """Returns how many random bits an element decide about dropping, or raises unless so many can.
+
+    A concrete rate of which 8 bits would miss the probability to drop or to keep by more than 5 % raises; one below 2^-12, or so
+    near to 1, is drawn with 32 bits where 16 are asked for. A traced rate gets the bits asked for.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in (8, 16, 32):
+        raise ValueError(f"bits must be 8, 16 or 32, got {_show(bits)}")
+    if bits == 32 or not is_concrete(rate):
+        return bits
+    drop = np.atleast_1d(np.asarray(rate, np.float64))
+    less_likely = np.minimum(drop, 1 - drop)
+    if bits == 16:
+        return 32 if np.any((less_likely > 0) & (less_likely < 2**-12)) else 16
+    missed = np.abs(np.round(drop * 256) / 256 - drop) > 0.05 * less_likely
+    if missed.any():
+        raise ValueError(f"bits must be 16 or 32 for a rate of {drop[missed][0]:g}, which 8 bits do not hold to 5 %, got 8")
+    return bits
 
 
 def check_key(key: Any) -> jax.Array:

@@ -11,8 +11,8 @@ from jaxnorm._axes import canonical_axes
 from jaxnorm._checks import Scalar, check_bits, check_dtype, check_flag, check_float, check_number, is_concrete
 from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
 from jaxnorm._moments import AxisName
-from jaxnorm._norm.batch import batch_norm
-from jaxnorm._types import AffineParams, RunningStats
+from jaxnorm._norm.batch import batch_norm_as
+from jaxnorm._types import AffineParams, RunningStats, wide_dtype
 
 DrawKey = Callable[[], jax.Array]
 """Gives a key; called at most once, and only where something is drawn, so that counters of keys advance as in Flax."""
@@ -59,15 +59,20 @@ def apply_batch_norm(
     axis_name: AxisName,
     axis_index_groups: Any,
     unbiased: bool,
+    residual: jax.Array | None,
+    activation: Callable[[jax.Array], jax.Array] | None,
 ) -> tuple[jax.Array, RunningStats | None]:
     """Returns y, and the new running statistics or None where `use_running_average` says now that they stay."""
     x = check_float("x", x, allow_complex=True)
     canonical_axes("axis", axis, x.ndim)  # in the words of the modules: the function says `channel_axis`
     frozen = check_flag("use_running_average", use_running_average)
-    y, new_state = batch_norm(
+    wide = wide_dtype(compute_dtype(dtype, x, *params))
+    y, new_state = batch_norm_as(
+        output_dtype(dtype, x, *params),
         params,
         state,
-        x.astype(compute_dtype(dtype, x, *params)),
+        # A half x is computed with in float32 as it is, and kept as it is for the gradient.
+        x if wide_dtype(x.dtype) == wide else x.astype(wide),
         train=not frozen if isinstance(frozen, bool) else jnp.logical_not(frozen),
         momentum=momentum,
         epsilon=epsilon,
@@ -76,8 +81,10 @@ def apply_batch_norm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         unbiased=unbiased,
+        residual=residual,
+        activation=activation,
     )
-    return y.astype(output_dtype(dtype, x, *params)), None if frozen is True else new_state
+    return y, None if frozen is True else new_state
 
 
 def apply_dropout(
@@ -91,7 +98,7 @@ def apply_dropout(
 ) -> jax.Array:
     """Returns the inputs with dropout, or as they are where `deterministic`; a rate known to be 0 or 1 needs no key."""
     check_number("rate", rate, low=0, high=1)
-    check_bits(bits)
+    check_bits(bits, rate)
 
     def noisy(x: jax.Array) -> jax.Array:
         if _is_known(rate, 1):

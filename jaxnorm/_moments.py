@@ -19,6 +19,8 @@ from jaxnorm._types import real_dtype, wide_dtype
 AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
 
+_SAMPLE = 64  # elements a channel whose mean is near enough to the channel's
+
 
 class Moments(NamedTuple):
     """Mean, biased variance, and the number of elements they are of, for every position that is not reduced."""
@@ -38,8 +40,8 @@ def moments(
 ) -> Moments:
     """Returns the moments of x over `axes`, of the elements that `where` counts, pooled over the devices of `axis_name`.
 
-    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`, in two passes, the first over values from which one element of their own
-    kind was subtracted: a constant channel has variance 0 and its mean to the last bit. Where nothing is counted all are 0.
+    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`, over values from which a number near them was subtracted: a constant
+    channel has variance 0 and its mean to the last bit. Where nothing is counted all are 0.
 
     Args:
       x: array of real or complex numbers.
@@ -80,10 +82,39 @@ def combine_moments(parts: Moments) -> Moments:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _mean_and_var(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance of the counted elements, with the reduced axes kept at size 1."""
+    operands = (x, n) if where is None else (x, n, where)
+    on_cpu, elsewhere = (functools.partial(f, axes=axes) for f in (_in_two_passes, _in_one_pass))
+    return lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
+
+
+def _in_two_passes(
+    x: jax.Array, n: jax.Array, where: jax.Array | None = None, *, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance, exact whatever the values are: no dearer on CPUs, which do not sum two things in one pass."""
     x = x.astype(wide_dtype(x.dtype))
-    shift = _shift(x, where, n, axes)
-    mean = shift + _sum(_select(where, x - shift), axes) / n.astype(x.dtype)
-    return mean, _sum(_abs_square(_select(where, x - mean)), axes) / n
+    shift = _shift(x, where, n, axes, sample=1)
+    offset = _sum(_select(where, x - shift), axes) / n.astype(x.dtype)
+    mean = shift + offset
+    # Far from zero the mean is rounded to steps that may not be small against the deviation: that much is too much in the sum.
+    rounding = _abs_square(offset - (mean - shift))
+    var = _sum(_abs_square(_select(where, x - mean)), axes) / n - rounding
+    return mean, jnp.maximum(var, jnp.zeros((), var.dtype))
+
+
+def _in_one_pass(
+    x: jax.Array, n: jax.Array, where: jax.Array | None = None, *, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance from the sums of `x - s` and of its square, which GPUs and TPUs take in one pass.
+
+    `var = E|x - s|^2 - |E(x - s)|^2` loses as many digits as `|mean - s|^2 / var` has: none to speak of for the mean s of a
+    sample, whatever the mean and the deviation are. (For a single element s it would where that is an outlier.)
+    """
+    x = x.astype(wide_dtype(x.dtype))
+    shift = _shift(x, where, n, axes, sample=_SAMPLE)
+    centered = _select(where, x - shift)
+    offset = _sum(centered, axes) / n.astype(x.dtype)
+    var = _sum(_abs_square(centered), axes) / n - _abs_square(offset)
+    return shift + offset, jnp.maximum(var, jnp.zeros((), var.dtype))
 
 
 @_mean_and_var.defjvp
@@ -114,11 +145,25 @@ def _count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.
     return jnp.sum(where, axes, dtype=jnp.uint32, keepdims=True).astype(real) * jnp.asarray(repeats, real)
 
 
-def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Returns a number near each channel's counted elements: the first, or a rough mean where that may not count or be remote."""
+def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...], sample: int) -> jax.Array:
+    """Returns a number near each channel's counted elements: the mean of a sample, or a rough one where that may not count."""
     if where is None and x.size and explicit_sharding(x) is None:
-        return lax.slice(x, (0,) * x.ndim, tuple(1 if a in axes else size for a, size in enumerate(x.shape)))
+        some = lax.slice(x, (0,) * x.ndim, x.shape, _strides(x.shape, axes, sample))
+        # Shared out before anything uses it: a compiler that spreads x over devices would carry on with a part of it on each.
+        some = lax.optimization_barrier(some)
+        first = lax.slice(some, (0,) * x.ndim, tuple(1 if a in axes else size for a, size in enumerate(x.shape)))
+        return first if sample == 1 else first + jnp.mean(some - first, axes, keepdims=True)
     return _sum(_select(where, x), axes) / n.astype(x.dtype)
+
+
+def _strides(shape: Sequence[int], axes: tuple[int, ...], sample: int) -> tuple[int, ...]:
+    """Returns strides along the reduced axes that leave up to about `sample` elements, spread over all of them."""
+    strides = [1] * len(shape)
+    for a in axes:
+        kept = min(shape[a], sample)
+        strides[a] = -(-shape[a] // kept)
+        sample //= kept
+    return tuple(strides)
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

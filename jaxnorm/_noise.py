@@ -1,28 +1,70 @@
 """Multiplicative noise of mean 1: what a draw does to x, and the only place that does it.
 
-A kind of noise is a function `(words, x, amount) -> y` of uniform 32-bit words; `multiply_noise` draws the words, and sees to it
-that nothing but the key is kept for the gradient: the words are drawn again where they are needed, in every mode of
-differentiation.
+A kind of noise takes from a draw the random numbers that it wants; `multiply_noise` sees to it that nothing but the key is kept
+for the gradient: the numbers are drawn again where they are needed, in every mode of differentiation.
 """
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
 
 from jaxnorm._axes import noise_shape, shared_sharding
-from jaxnorm._bits import random_words
+from jaxnorm._bits import has_packed_form, packed_below, random_integers, random_words, resolution
+from jaxnorm._normal import standard_normal
 
-NoiseKind = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-_RESOLUTION = 2**23  # uniform numbers are k / 2^23, as those of jax.random.uniform in float32
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers for the elements of an array, drawn when they are asked for.
+
+    Attributes:
+      key: a typed key.
+      shape: the shape of the array.
+      sharding: its explicit sharding, or None.
+      bits: random bits an element for decisions of yes or no: 8, 16 or 32.
+      packed: whether decisions are to be drawn in the form for CPUs.
+    """
+
+    key: jax.Array
+    shape: tuple[int, ...]
+    sharding: NamedSharding | None
+    bits: int
+    packed: bool
+
+    def words(self) -> jax.Array:
+        """Returns a uniform uint32 for every element."""
+        return random_words(self.key, self.shape, self.sharding)
+
+    def below(self, threshold: jax.Array) -> jax.Array:
+        """Returns True with probability `threshold / resolution(bits)`; the threshold broadcasts to the shape."""
+        if self.packed and threshold.ndim == 0:
+            return packed_below(self.key, threshold, self.shape, self.bits, self.sharding)
+        return random_integers(self.key, self.shape, self.bits, self.sharding) < threshold
+
+
+class NoiseKind(NamedTuple):
+    """A kind of noise.
+
+    Attributes:
+      prepare: from its amount and the bits of a decision to what it needs of them, computed once and not for every element.
+      apply: from a draw, x and what was prepared to y.
+      decides: whether it takes decisions of yes or no from the draw.
+    """
+
+    prepare: Callable[[jax.Array, int], Any]
+    apply: Callable[[Draw, jax.Array, Any], jax.Array]
+    decides: bool = False
 
 
 def multiply_noise(
-    key: jax.Array, x: jax.Array, amount: jax.Array | np.ndarray, kind: NoiseKind, shared: tuple[int, ...]
+    key: jax.Array, x: jax.Array, amount: jax.Array | np.ndarray, kind: NoiseKind, shared: tuple[int, ...], bits: int = 32
 ) -> jax.Array:
     """Returns x times noise of this kind, one draw for each element but for the `shared` axes.
 
@@ -30,54 +72,75 @@ def multiply_noise(
       key: a typed key.
       x: array of floating point numbers.
       amount: the kind's parameter, a scalar or an array that broadcasts to the noise; no gradient flows into it.
-      kind: one of the functions below.
+      kind: one of those below.
       shared: axes along which all elements share one draw.
+      bits: random bits an element for decisions of yes or no: 8, 16 or 32.
     """
-    return _multiply_noise(key, x, amount, kind=kind, shared=shared)
+    return _multiply_noise(key, x, amount, kind=kind, shared=shared, bits=bits)
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "shared"))
-def _multiply_noise(key: jax.Array, x: jax.Array, amount: jax.Array, *, kind: NoiseKind, shared: tuple[int, ...]) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("kind", "shared", "bits"))
+def _multiply_noise(
+    key: jax.Array, x: jax.Array, amount: jax.Array, *, kind: NoiseKind, shared: tuple[int, ...], bits: int
+) -> jax.Array:
     # The draw below is from the key's data, which jax_debug_key_reuse does not see. Nothing is drawn here, but the checker
     # sees the key used once.
     jax.random.bits(key, (0,))
     impl = jax.random.key_impl(key)
 
-    @jax.checkpoint
-    def apply(data: jax.Array, x: jax.Array, amount: jax.Array) -> jax.Array:
+    def apply(data: jax.Array, x: jax.Array, prepared: Any, *, packed: bool) -> jax.Array:
         fresh = jax.random.wrap_key_data(data, impl=impl)
-        words = random_words(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared))
-        return kind(words, x, amount)
+        return kind.apply(Draw(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared), bits, packed), x, prepared)
 
+    # The compiler must not see that forward and backward draw the same, or it would keep a byte an element from one to the
+    # other. Of the packed form it may: that keeps a bit or two, and hashing again takes longer than reading those.
+    anywhere = jax.checkpoint(functools.partial(apply, packed=False))
+    on_cpu = jax.checkpoint(functools.partial(apply, packed=True), prevent_cse=False)
+    operands = jax.random.key_data(key), x, kind.prepare(lax.stop_gradient(amount), bits)
     with jax.named_scope("jaxnorm.noise"):
-        return apply(jax.random.key_data(key), x, lax.stop_gradient(amount))
+        if kind.decides and has_packed_form(key, bits):
+            return lax.platform_dependent(*operands, cpu=on_cpu, default=anywhere)
+        return anywhere(*operands)
 
 
-def keep_or_drop(words: jax.Array, x: jax.Array, keep: jax.Array) -> jax.Array:
-    """Returns x / keep with probability `keep`, else 0. A NaN `keep` gives NaN everywhere."""
-    zero = jnp.zeros((), x.dtype)
-    wide = x.astype(keep.dtype) / _nonzero(keep)
-    return jnp.where(_kept(words, keep), wide.astype(x.dtype), zero)
+def _decision(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the threshold for a probability to keep, and the probability that it stands for. All are kept for a NaN.
+
+    32 bits decide as `jax.random.bernoulli` does: by a multiple of 2^-23, for which `keep` itself stands. Fewer bits realise
+    another probability, by which is divided, so that the expectation is exact; one above 0 keeps 1 of 2^bits at least.
+    """
+    steps = np.asarray(resolution(bits), keep.dtype)
+    threshold = keep * steps
+    if bits == 32:
+        threshold, realised = jnp.ceil(threshold.astype(jnp.float32)), keep
+    else:
+        threshold = jnp.where(keep > 0, jnp.maximum(jnp.round(threshold), 1), threshold)
+        realised = threshold / steps
+    return jnp.where(jnp.isnan(keep), resolution(bits), threshold).astype(jnp.uint32), realised
 
 
-def keep_unscaled(words: jax.Array, x: jax.Array, keep: jax.Array) -> jax.Array:
-    """Returns x with probability `keep`, else 0. A NaN `keep` gives NaN everywhere."""
-    zero = jnp.where(jnp.isnan(keep), keep, 0).astype(x.dtype)
-    return jnp.where(_kept(words, keep) & ~jnp.isnan(keep), x, zero)
+def _scaled(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    threshold, realised = _decision(keep, bits)
+    return threshold, jnp.where(realised == 0, jnp.ones((), keep.dtype), realised)  # where none is kept, gradients are finite too
 
 
-def gaussian(words: jax.Array, x: jax.Array, std: jax.Array) -> jax.Array:
-    """Returns x * n with n ~ N(1, std^2)."""
-    low = np.nextafter(np.float32(-1), np.float32(0))
-    uniform = jnp.maximum(low, _uniform(words) * (np.float32(1) - low) + low)
-    normal = np.float32(np.sqrt(2)) * lax.erf_inv(uniform)
-    return _times(x, 1 + std * normal.astype(std.dtype))
+def _unscaled(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    threshold, _ = _decision(keep, bits)
+    return threshold, jnp.where(jnp.isnan(keep), keep, jnp.ones((), keep.dtype))
 
 
-def uniform(words: jax.Array, x: jax.Array, beta: jax.Array) -> jax.Array:
-    """Returns x * n with n ~ U(1 - beta, 1 + beta)."""
-    symmetric = 2 * _uniform(words) - 1
-    return _times(x, 1 + beta * symmetric.astype(beta.dtype))
+def _keep_or_drop(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, jax.Array]) -> jax.Array:
+    threshold, divisor = prepared
+    return jnp.where(draw.below(threshold), (x.astype(divisor.dtype) / divisor).astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def _gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
+    return _times(x, 1 + std * standard_normal(draw.words()).astype(std.dtype))
+
+
+def _uniform(draw: Draw, x: jax.Array, beta: jax.Array) -> jax.Array:
+    from_0_to_1 = (draw.words() >> 9).astype(jnp.float32) * np.float32(2**-23)  # as jax.random.uniform in float32
+    return _times(x, 1 + beta * (2 * from_0_to_1 - 1).astype(beta.dtype))
 
 
 def _times(x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -85,18 +148,14 @@ def _times(x: jax.Array, noise: jax.Array) -> jax.Array:
     return (x.astype(noise.dtype) * noise).astype(x.dtype)
 
 
-def _uniform(words: jax.Array) -> jax.Array:
-    """Returns numbers in [0, 1): multiples of 2^-23 from the upper 23 bits."""
-    return (words >> 9).astype(jnp.float32) * np.float32(1 / _RESOLUTION)
+keep_or_drop = NoiseKind(_scaled, _keep_or_drop, decides=True)
+"""x / keep with probability `keep`, else 0. A NaN `keep` gives NaN everywhere."""
 
+keep_unscaled = NoiseKind(_unscaled, _keep_or_drop, decides=True)
+"""x with probability `keep`, else 0. A NaN `keep` gives NaN everywhere."""
 
-def _kept(words: jax.Array, keep: jax.Array) -> jax.Array:
-    """Returns where the uniform number is below `keep`: `jax.random.bernoulli`'s choice, in integers. True for a NaN."""
-    threshold = jnp.ceil(keep.astype(jnp.float32) * _RESOLUTION)
-    threshold = jnp.where(jnp.isnan(keep), _RESOLUTION, threshold).astype(jnp.uint32)
-    return words >> 9 < threshold
+gaussian = NoiseKind(lambda std, _: std, _gaussian)
+"""x * n with n ~ N(1, std^2)."""
 
-
-def _nonzero(keep: jax.Array) -> jax.Array:
-    """Returns a divisor for kept elements; where none is kept (`keep` 0), 1 keeps the gradient finite."""
-    return jnp.where(keep == 0, jnp.ones((), keep.dtype), keep)
+uniform = NoiseKind(lambda beta, _: beta, _uniform)
+"""x * n with n ~ U(1 - beta, 1 + beta)."""

@@ -1,6 +1,7 @@
-"""Normalization by given statistics: the only place with a reciprocal root."""
+"""Normalization by given statistics, and what may follow it in one step: the only place with a reciprocal root."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,9 @@ from jax import lax
 from jax.sharding import reshard
 
 from jaxnorm._axes import shared_sharding
+
+Activation = Callable[[jax.Array], jax.Array]
+"""A function of single elements, as `jax.nn.relu`."""
 
 
 def normalize(
@@ -21,10 +25,14 @@ def normalize(
     epsilon: jax.Array,
     axes: Sequence[int],
     where: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    activation: Activation | None = None,
+    dtype: Any = None,
 ) -> jax.Array:
-    """Returns `(x - mean) * (scale / sqrt(var + epsilon)) + bias`, in x's type.
+    """Returns `activation((x - mean) * (scale / sqrt(var + epsilon)) + bias + residual)`.
 
-    The mean is subtracted first: folding it into the bias would cancel wherever it is large.
+    The mean is subtracted first: folding it into the bias would cancel wherever it is large. For the gradient nothing is kept but
+    x, the residual, and numbers of the statistics' size: what the activation needs is computed again.
 
     Args:
       x: array of real or complex numbers.
@@ -34,7 +42,11 @@ def normalize(
       bias: offset, or None.
       epsilon: added to the variance.
       axes: the axes of x along which the statistics are shared.
-      where: bool array of x's rank that broadcasts to x. Elsewhere x may be NaN or infinite: y is then the bias, with gradient 0.
+      where: bool array of x's rank that broadcasts to x. Elsewhere x may be NaN or infinite: it then adds nothing to the bias
+        (and the residual), and has gradient 0.
+      residual: array of x's shape, or None.
+      activation: function of single elements, or None; it gets and gives numbers in `dtype`.
+      dtype: type of the result, to which it is rounded once before the activation; None for x's.
     """
     wide = mean.dtype
     spread = shared_sharding(x, axes)
@@ -47,35 +59,77 @@ def normalize(
     if scale is not None:
         factor = factor * along_x(scale)
     mean = along_x(mean)
-    return _affine(x, where, mean, factor, jnp.zeros_like(mean) if bias is None else along_x(bias))
+    bias = jnp.zeros_like(mean) if bias is None else along_x(bias)
+    return _output(x, where, residual, mean, factor, bias, activation, jnp.dtype(dtype or x.dtype))
 
 
-@jax.custom_jvp
-def _affine(x: jax.Array, where: jax.Array | None, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    """Returns `(x - mean) * factor + bias`, and the bias where x neither counts nor is finite."""
-    return (_valid(x, where, x.astype(mean.dtype) - mean) * factor + bias).astype(x.dtype)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6, 7))
+def _output(
+    x: jax.Array,
+    where: jax.Array | None,
+    residual: jax.Array | None,
+    mean: jax.Array,
+    factor: jax.Array,
+    bias: jax.Array,
+    activation: Activation | None,
+    dtype: Any,
+) -> jax.Array:
+    """Returns `activation((x - mean) * factor + bias + residual)`; x adds nothing where it neither counts nor is finite."""
+    z = _valid(x, where, x.astype(mean.dtype) - mean) * factor + bias
+    if residual is not None:
+        z = z + residual.astype(z.dtype)
+    z = z.astype(dtype)
+    return z if activation is None else activation(z)
 
 
-@_affine.defjvp
-def _affine_jvp(primals: Any, tangents: Any) -> Any:
-    """`dy = factor dx + (x - mean) dfactor + (dbias - factor dmean)`.
+@_output.defjvp
+def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangents: Any) -> Any:
+    """`dz = factor dx + dresidual + (x - mean) dfactor + (dbias - factor dmean)`, `dy = activation'(z) dz`.
 
     Autodiff's own form is `(dx - dmean) factor + ...`, whose transpose sums an array of x's size where this sums dy, which
-    dbias needs anyway. Nothing is kept but x and numbers of the statistics' size.
-    """
-    dx, _, dmean, dfactor, dbias = tangents
+    dbias needs anyway.
 
-    @jax.checkpoint
-    def tangent(primals: Any, dx: jax.Array, dmean: jax.Array, dfactor: jax.Array, dbias: jax.Array) -> jax.Array:
-        x, where, mean, factor = primals
+    With an activation the two halves of dz, that of x's size and that of the statistics, are parts of their own: the transpose of
+    the first is elementwise, that of the second sums, and each then computes z for itself and reads x and dy but no array
+    between. The barrier keeps the compiler from seeing that both compute the same.
+    """
+    dx, _, dresidual, dmean, dfactor, dbias = tangents
+
+    def of_elements(primals: Any, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
+        x, where, _, mean, factor, _ = primals
+        dz = _valid(x, where, dx.astype(mean.dtype) * factor)
+        return dz if dresidual is None else dz + dresidual.astype(dz.dtype)
+
+    def of_statistics(primals: Any, dmean: jax.Array, dfactor: jax.Array, dbias: jax.Array) -> jax.Array:
+        x, where, _, mean, factor, _ = primals
         centered = _valid(x, where, x.astype(mean.dtype) - mean)
         if where is None:
-            dy = dx.astype(mean.dtype) * factor + centered * dfactor + (dbias - dmean * factor)
-        else:
-            dy = _valid(x, where, dx.astype(mean.dtype) * factor - dmean * factor) + centered * dfactor + dbias
-        return dy.astype(x.dtype)
+            return centered * dfactor + (dbias - dmean * factor)
+        return centered * dfactor + _valid(x, where, -dmean * factor) + dbias
 
-    return _affine(*primals), tangent(primals[:4], dx, dmean, dfactor, dbias)
+    def activated(primals: Any, dz: jax.Array) -> jax.Array:
+        dz = dz.astype(dtype)
+        if activation is None:
+            return dz
+        return jax.jvp(activation, (_output(*primals, None, dtype),), (dz,))[1]
+
+    @jax.checkpoint
+    def at_once(primals: Any, *tangents: Any) -> jax.Array:
+        return activated(primals, of_elements(primals, *tangents[:2]) + of_statistics(primals, *tangents[2:]))
+
+    @jax.checkpoint
+    def through_elements(primals: Any, *tangents: Any) -> jax.Array:
+        return activated(primals, of_elements(primals, *tangents))
+
+    @jax.checkpoint
+    def through_statistics(primals: Any, *tangents: Any) -> jax.Array:
+        primals = (*primals[:3], *lax.optimization_barrier(primals[3:]))
+        return activated(primals, of_statistics(primals, *tangents))
+
+    y = _output(*primals, activation, dtype)
+    if activation is None:
+        return y, at_once(primals, dx, dresidual, dmean, dfactor, dbias)
+    return y, through_elements(primals, dx, dresidual) + through_statistics(primals, dmean, dfactor, dbias)
 
 
 def _valid(x: jax.Array, where: jax.Array | None, value: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Moments and their union against the oracle, in all shapes, masks and groups."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from cases import counted, data
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxnorm._moments import Moments, combine_moments, moments
+from jaxnorm._moments import Moments, _in_one_pass, _in_two_passes, _strides, combine_moments, moments
 from jaxnorm._running import update_running
 from jaxnorm._types import RunningStats, real_dtype, wide_dtype
 
@@ -78,3 +79,82 @@ def test_running_update_keeps_untrusted_channels() -> None:
     new = update_running(state, batch, weights, unbiased=True)
     assert_allclose(new.mean, [2, 3, 3, 3, 2])
     assert_allclose(new.var, [3.5 + 0.5 * 2 * 4 / 3, 7, 7, 7, 4.5])
+
+
+FORMS = pytest.mark.parametrize("form", [_in_one_pass, _in_two_passes], ids=["one_pass", "two_passes"])
+
+
+def of_form(form: Callable[..., Any], x: Any, axes: tuple[int, ...], where: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """What one form computes, whatever machine the tests run on."""
+    x = jnp.asarray(x)
+    n = jnp.full((1,) * x.ndim, np.prod([x.shape[a] for a in axes]), jnp.float32)
+    if where is not None:
+        n = jnp.sum(where, axes, keepdims=True).astype(jnp.float32)
+    mean, var = jax.jit(lambda x, n: form(x, n, where, axes=axes))(x, n)
+    return np.squeeze(mean, axes), np.squeeze(var, axes)
+
+
+@FORMS
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2), (0, 1, 2, 3), (3,), ()], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64], ids=["float32", "complex64"])
+def test_every_form_equals_the_oracle(form: Callable[..., Any], axes: tuple[int, ...], dtype: Any) -> None:
+    x = data(dtype=dtype)
+    mean, var, _ = oracles.moments(x, axes)
+    got_mean, got_var = of_form(form, x, axes)
+    assert_allclose(got_mean, np.squeeze(mean, axes), rtol=1e-5, atol=1e-6)
+    assert_allclose(got_var, np.squeeze(var, axes), rtol=1e-5, atol=1e-6)
+
+
+@FORMS
+def test_every_form_counts_only_what_counts(form: Callable[..., Any]) -> None:
+    x, where = data(), jnp.broadcast_to(counted(), (8, 2, 4, 3))
+    bad = jnp.where(where, x, jnp.nan)
+    mean, var, _ = oracles.moments(x, (1, 2), where)
+    has_some = np.asarray(where.any((1, 2)))
+    got = of_form(form, bad, (1, 2), where)
+    for ours, theirs in zip(got, (mean, var), strict=True):
+        assert_allclose(ours[has_some], np.squeeze(theirs, (1, 2))[has_some], rtol=1e-5, atol=1e-6)
+
+
+@FORMS
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e6], ids=str)
+@pytest.mark.parametrize("outlier", ["none", "first", "zeros"])
+def test_no_form_cancels(form: Callable[..., Any], mean: float, outlier: str) -> None:
+    """Neither for a mean far from zero nor where the elements that are looked at first are remote from the others."""
+    x = np.random.default_rng(0).normal(mean, 1, (64, 32, 8, 4)).astype(np.float32)
+    if outlier == "first":
+        x[0, 0, 0] = 1e4 - mean
+    if outlier == "zeros":
+        x[:4] = 0
+    exact_mean, exact_var, _ = oracles.moments(x, (0, 1, 2))
+    got_mean, got_var = of_form(form, x, (0, 1, 2))
+    assert_allclose(got_mean, np.squeeze(exact_mean), rtol=3e-7, atol=1e-5 * float(np.sqrt(exact_var.max())))
+    assert_allclose(got_var, np.squeeze(exact_var), rtol=2e-5)
+
+
+@FORMS
+@pytest.mark.parametrize("value", [123456789.0, -3.3, 0.0, 1e30], ids=str)
+def test_every_form_finds_no_variance_in_a_constant(form: Callable[..., Any], value: float) -> None:
+    mean, var = of_form(form, np.full((64, 32, 3), value, np.float32), (0, 1))
+    assert_array_equal(mean, np.full(3, value, np.float32))
+    assert_array_equal(var, np.zeros(3))
+
+
+@FORMS
+def test_every_form_tells_what_is_not_finite(form: Callable[..., Any]) -> None:
+    x = np.array(data((64, 3)))
+    x[5, 0], x[7, 1] = np.nan, np.inf
+    mean, var = of_form(form, x, (0,))
+    assert not np.isfinite(mean[:2]).any()
+    assert not np.isfinite(var[:2]).any()
+    assert np.isfinite([mean[2], var[2]]).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 56, 56, 3), (7, 3), (2, 2, 2, 3), (1000, 5), (1, 1, 3), (63, 65, 3)], ids=str)
+def test_a_sample_is_small_and_spread_over_all_reduced_axes(shape: tuple[int, ...]) -> None:
+    axes = tuple(range(len(shape) - 1))
+    strides = _strides(shape, axes, 64)
+    taken = [-(-n // step) for n, step in zip(shape, strides, strict=True)]
+    assert taken[-1] == shape[-1]
+    assert 1 <= np.prod(taken[:-1]) <= 64
+    assert np.prod(taken[:-1]) >= min(16, np.prod(shape[:-1]))

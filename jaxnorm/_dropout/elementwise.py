@@ -14,7 +14,7 @@ from jaxnorm._noise import NoiseKind, gaussian, keep_or_drop, keep_unscaled, mul
 from jaxnorm._types import wide_dtype
 
 
-def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 32) -> jax.Array:
+def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16) -> jax.Array:
     """Sets elements to zero at random and scales up the others (inverted dropout).
 
     Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0, independently for every element, so that `E[y] = x` and
@@ -52,12 +52,11 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
       Array([[0., 0., 2., 2.],
              [0., 2., 2., 0.]], dtype=float32)
     """
-    check_bits(bits)
-    return _noisy(key, x, "rate", rate, _keep, keep_or_drop, broadcast_dims)
+    return _bernoulli(key, x, rate, keep_or_drop, broadcast_dims, bits)
 
 
 def classic_dropout(
-    key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 32
+    key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16
 ) -> jax.Array:
     """Sets elements to zero at random and leaves the others as they are (the original, non-inverted dropout).
 
@@ -89,8 +88,7 @@ def classic_dropout(
       Array([[0., 0., 1., 1.],
              [0., 1., 1., 0.]], dtype=float32)
     """
-    check_bits(bits)
-    return _noisy(key, x, "rate", rate, _keep, keep_unscaled, broadcast_dims)
+    return _bernoulli(key, x, rate, keep_unscaled, broadcast_dims, bits)
 
 
 def weight_scaled(x: jax.Array, rate: Scalar) -> jax.Array:
@@ -197,6 +195,13 @@ def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dim
     return _noisy(key, x, "beta", beta, _half_width, uniform, broadcast_dims)
 
 
+def _bernoulli(
+    key: jax.Array, x: jax.Array, rate: Scalar, kind: NoiseKind, broadcast_dims: Sequence[int], bits: int
+) -> jax.Array:
+    check_number("rate", rate, low=0, high=1)
+    return _noisy(key, x, "rate", rate, _keep, kind, broadcast_dims, bits=check_bits(bits, rate))
+
+
 def _noisy(
     key: jax.Array,
     x: jax.Array,
@@ -207,6 +212,7 @@ def _noisy(
     broadcast_dims: Sequence[int],
     *,
     open_high: bool = False,
+    bits: int = 32,
 ) -> jax.Array:
     """Checks the arguments of a dropout of single elements, and multiplies the noise."""
     key = check_key(key)
@@ -214,7 +220,7 @@ def _noisy(
     check_number(name, amount, low=0, high=1, open_high=open_high)
     shared = canonical_axes("broadcast_dims", broadcast_dims, x.ndim)
     check_amount_shape(name, amount, noise_shape(x.shape, shared))
-    return multiply_noise(key, x, convert(amount, wide_dtype(x.dtype)), kind, shared)
+    return multiply_noise(key, x, convert(amount, wide_dtype(x.dtype)), kind, shared, bits)
 
 
 def _keep(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:

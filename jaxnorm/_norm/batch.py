@@ -14,6 +14,7 @@ from jaxnorm._checks import (
     Scalar,
     check_axis_name,
     check_dtype,
+    check_elementwise,
     check_flag,
     check_float,
     check_number,
@@ -25,7 +26,7 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._moments import AxisName, moments
-from jaxnorm._normalize import normalize
+from jaxnorm._normalize import Activation, normalize
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype
 
@@ -83,6 +84,8 @@ def batch_norm(
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     unbiased: bool = False,
+    residual: jax.Array | None = None,
+    activation: Activation | None = None,
 ) -> tuple[jax.Array, RunningStats]:
     """Normalizes every channel by the mean and variance of the batch, or by running averages of them.
 
@@ -111,6 +114,10 @@ def batch_norm(
         A jit over sharded arrays needs none: its statistics are those of the whole array.
       axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
       unbiased: whether the running variance averages `var n / (n - 1)`, as in the paper and PyTorch, rather than var.
+      residual: array of x's shape that is added before the activation, as the shortcut of a residual block; real for a real x.
+      activation: function of single elements that follows, as `jax.nn.relu`; it gets and gives numbers of x's dtype. The result
+        is that of three steps, but for one rounding; for the gradient only x (and the residual) is kept, and not what the
+        activation gets or gives.
 
     Returns:
       y of x's shape and dtype, and the new state, alike in shapes and dtypes to the old one.
@@ -118,9 +125,10 @@ def batch_norm(
     Raises:
       ValueError: if a part of params or state has another shape than the channels of x; if momentum or epsilon is out of
         range; if channel_axis is out of range or names an axis twice; if where has another rank than x or does not broadcast
-        to it; if axis_name is not bound where the function is called, or axis_index_groups does not fit it.
-      TypeError: if train is left out; if x holds integers or bools; if where does not hold bools; if the state is narrower than
-        float32.
+        to it; if axis_name is not bound where the function is called, or axis_index_groups does not fit it; if residual has
+        another shape than x, or activation gives one.
+      TypeError: if train is left out; if x or residual holds integers or bools; if where does not hold bools; if the state is
+        narrower than float32; if activation is no function, or gives another dtype than it gets.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
@@ -138,7 +146,44 @@ def batch_norm(
       >>> print(state.mean)
       [0.2 2. ]
     """
+    return batch_norm_as(
+        None,
+        params,
+        state,
+        x,
+        train=train,
+        momentum=momentum,
+        epsilon=epsilon,
+        channel_axis=channel_axis,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        unbiased=unbiased,
+        residual=residual,
+        activation=activation,
+    )
+
+
+def batch_norm_as(
+    dtype: Any,
+    params: AffineParams,
+    state: RunningStats,
+    x: jax.Array,
+    *,
+    train: bool | jax.Array,
+    momentum: Scalar,
+    epsilon: Scalar,
+    channel_axis: int | Sequence[int],
+    where: jax.Array | None,
+    axis_name: AxisName,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    unbiased: bool,
+    residual: jax.Array | None,
+    activation: Activation | None,
+) -> tuple[jax.Array, RunningStats]:
+    """Is `batch_norm` with a y of this dtype (None: x's), which a narrower x need not be converted to and kept as."""
     x = check_float("x", x, allow_complex=True)
+    dtype = jnp.dtype(dtype or x.dtype)
     train = check_flag("train", train)
     for name, number, high in (("momentum", momentum, 1.0), ("epsilon", epsilon, np.inf)):
         check_number(name, number, low=0, high=high)
@@ -147,6 +192,11 @@ def batch_norm(
     _check_params_and_state(params, state, x, channels)
     if where is not None:
         where = check_where(where, x)
+    if residual is not None:
+        residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(x))
+        check_shape("residual", residual, x.shape, "that of x")
+    if activation is not None:
+        check_elementwise("activation", activation, x.shape, dtype)
     axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
     static = is_concrete(train)
     return _batch_norm(
@@ -154,6 +204,7 @@ def batch_norm(
         state,
         x,
         where,
+        residual,
         _weights(momentum),
         epsilon,
         None if static else train,
@@ -162,19 +213,51 @@ def batch_norm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         unbiased=bool(unbiased),
+        activation=activation,
+        dtype=dtype,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("train", "channels", "axis_name", "axis_index_groups", "unbiased"))
+_STATIC = ("train", "channels", "axis_name", "axis_index_groups", "unbiased", "activation", "dtype")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def _batch_norm(
-    params, state, x, where, weights, epsilon, traced_train, *, train, channels, axis_name, axis_index_groups, unbiased
+    params,
+    state,
+    x,
+    where,
+    residual,
+    weights,
+    epsilon,
+    traced_train,
+    *,
+    train,
+    channels,
+    axis_name,
+    axis_index_groups,
+    unbiased,
+    activation,
+    dtype,
 ):
     axes = other_axes(channels, x.ndim)
     wide = wide_dtype(x.dtype)
     running_mean, running_var = state.mean.astype(wide), state.var.astype(real_dtype(wide))
 
     def output(mean: jax.Array, var: jax.Array) -> jax.Array:
-        return normalize(x, mean, var, params.scale, params.bias, epsilon=epsilon, axes=axes, where=where)
+        return normalize(
+            x,
+            mean,
+            var,
+            params.scale,
+            params.bias,
+            epsilon=epsilon,
+            axes=axes,
+            where=where,
+            residual=residual,
+            activation=activation,
+            dtype=dtype,
+        )
 
     def training(_: None) -> tuple[jax.Array, RunningStats]:
         batch = moments(x, axes, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups)

@@ -40,6 +40,7 @@ class BatchNorm(nn.Module):
       use_fast_variance: accepted and without effect: the variance is always exact.
       force_float32_reductions: accepted and without effect: statistics are always kept in float32 or wider.
       unbiased: whether the running variance averages `n / (n - 1)` times the batch's, as PyTorch's does. Not in Flax.
+      activation: function of single elements that follows, as `jax.nn.relu`; only x is kept for its gradient. Not in Flax.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
@@ -73,10 +74,16 @@ class BatchNorm(nn.Module):
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     unbiased: bool = False
+    activation: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, use_running_average: bool | jax.Array | None = None, *, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        use_running_average: bool | jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
     ) -> jax.Array:
         """Normalizes x, and in training averages the statistics where `batch_stats` is mutable.
 
@@ -84,6 +91,7 @@ class BatchNorm(nn.Module):
           x: array of real or complex numbers, `[..., C]` or with the features on `axis`.
           use_running_average: as the field of this name; given once, here or there.
           mask: array that broadcasts to x: nonzero for the elements that count in the statistics.
+          residual: array of x's shape that is added before the activation. Not in Flax.
 
         Returns:
           Array of x's shape, in `dtype`.
@@ -116,6 +124,8 @@ class BatchNorm(nn.Module):
             axis_name=None if initializing else self.axis_name,
             axis_index_groups=None if initializing else self.axis_index_groups,
             unbiased=self.unbiased,
+            residual=residual,
+            activation=self.activation,
         )
         if stats is not None and not initializing:
             mean.value, var.value = stats

@@ -40,7 +40,7 @@ class Dropout(nn.Module):
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"
-    bits: int = 32
+    bits: int = 16
 
     @nn.compact
     def __call__(

@@ -47,6 +47,7 @@ class BatchNorm(nnx.Module):
       bias_metadata: metadata of the bias's variable, as its sharding.
       scale_metadata: metadata of the scale's variable, as its sharding.
       unbiased: whether the running variance averages `n / (n - 1)` times the batch's, as PyTorch's does. Not in Flax.
+      activation: function of single elements that follows, as `jax.nn.relu`; only x is kept for its gradient. Not in Flax.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
@@ -86,6 +87,7 @@ class BatchNorm(nnx.Module):
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
         unbiased: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
     ):
         """Makes the variables; the arguments are those of the class."""
         sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
@@ -110,9 +112,15 @@ class BatchNorm(nnx.Module):
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.unbiased = unbiased
+        self.activation = activation
 
     def __call__(
-        self, x: jax.Array, use_running_average: bool | jax.Array | None = None, *, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        use_running_average: bool | jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
     ) -> jax.Array:
         """Normalizes x, and in training averages the statistics.
 
@@ -120,6 +128,7 @@ class BatchNorm(nnx.Module):
           x: array of real or complex numbers, `[..., C]` or with the features on `axis`.
           use_running_average: goes before the attribute of this name.
           mask: array that broadcasts to x: nonzero for the elements that count in the statistics.
+          residual: array of x's shape that is added before the activation. Not in Flax.
 
         Returns:
           Array of x's shape, in `dtype`.
@@ -145,6 +154,8 @@ class BatchNorm(nnx.Module):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             unbiased=self.unbiased,
+            residual=residual,
+            activation=self.activation,
         )
         if stats is not None:
             self.mean[...], self.var[...] = stats

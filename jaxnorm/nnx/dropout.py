@@ -96,7 +96,7 @@ class Dropout(_Noise):
         deterministic: bool | jax.Array | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs | nnx.RngStream | None = None,
-        bits: int = 32,
+        bits: int = 16,
     ):
         """Forks the stream of keys; the arguments are those of the class."""
         super().__init__(broadcast_dims, deterministic, rng_collection, rngs)
