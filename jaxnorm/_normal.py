@@ -1,6 +1,7 @@
 """Normal random numbers from uniform words: the inverse of the normal distribution function, in few and branchless steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def _minus_log(x: jax.Array) -> jax.Array:
 
 def _polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
     """Evaluates a polynomial by pairs (Estrin): a chain of three products, where Horner's rule has one of five."""
-    terms = [np.float32(c) for c in coefficients]
+    terms: list[Any] = [np.float32(c) for c in coefficients]
     while len(terms) > 1:
         odd = terms[1::2]
         pairs = [low + high * x for low, high in zip(terms[::2], odd, strict=False)]

@@ -72,11 +72,15 @@ def write_markdown(path: Path, heading: str, text: str, tables: Iterable[Table],
     """Writes a heading, a text, a picture and tables."""
     parts = [f"# {heading}", text, f"![{heading}]({picture})"]
     for table in tables:
-        align = ["---"] + ["---:"] * (len(table.columns) - 1)
-        headings = [heading.replace("\n", " ") for heading in table.columns]
-        lines = [f"| {' | '.join(row)} |" for row in (headings, align, *table.rows)]
-        parts += [f"## {table.title}", "\n".join(lines)]
+        parts += [f"## {table.title}", markdown_table(table)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def markdown_table(table: Table) -> str:
+    """Returns a table, without its title, in Markdown."""
+    headings = [heading.replace("\n", " ") for heading in table.columns]
+    align = ["---"] + ["---:"] * (len(headings) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, align, *table.rows))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,0 +1,43 @@
+"""Layers of equinox."""
+
+import functools
+import importlib
+from typing import Any
+
+import jax
+
+from jaxnorm.benchmarks._layer import EPSILON, MOMENTUM, RATE, Layer, with_relu
+
+_BATCH = "batch"
+
+
+def _dropout(_: jax.ShapeDtypeStruct) -> Layer:
+    layer = importlib.import_module("equinox").nn.Dropout(RATE)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return layer(x, key=key), state
+
+    return Layer(apply)
+
+
+def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
+    eqx = importlib.import_module("equinox")
+    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
+        x.shape[-1], _BATCH, EPSILON, momentum=MOMENTUM, inference=not train, mode="batch"
+    )
+    params, static = eqx.partition(layer, eqx.is_inexact_array)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        batched = jax.vmap(eqx.combine(params, static), axis_name=_BATCH, in_axes=(0, None), out_axes=(0, None))
+        y, state = batched(x, state)
+        return y.astype(x.dtype), state
+
+    return Layer(apply, params, state, channels_first=True)
+
+
+LAYERS = {
+    "dropout": {"equinox": _dropout},
+    "batch_norm": {"equinox": _batch_norm},
+    "batch_norm_inference": {"equinox": functools.partial(_batch_norm, train=False)},
+    "batch_norm_relu": {"equinox": with_relu(_batch_norm)},
+}

@@ -1,0 +1,29 @@
+"""Noise as it is written by hand, with `jax.random`."""
+
+from typing import Any
+
+import jax
+
+from jaxnorm.benchmarks._layer import BETA, RATE, Layer
+
+
+def _gaussian_dropout(_: jax.ShapeDtypeStruct) -> Layer:
+    std = (RATE / (1 - RATE)) ** 0.5
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return x * (1 + std * jax.random.normal(key, x.shape, x.dtype)), state
+
+    return Layer(apply)
+
+
+def _uniform_dropout(_: jax.ShapeDtypeStruct) -> Layer:
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return x * jax.random.uniform(key, x.shape, x.dtype, 1 - BETA, 1 + BETA), state
+
+    return Layer(apply)
+
+
+LAYERS = {
+    "gaussian_dropout": {"jax.random": _gaussian_dropout},
+    "uniform_dropout": {"jax.random": _uniform_dropout},
+}

@@ -1,0 +1,53 @@
+"""Layers of keras, on jax."""
+
+import functools
+import importlib
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm.benchmarks._layer import EPSILON, MOMENTUM, RATE, Layer, with_relu
+
+
+def _dropout(x: jax.ShapeDtypeStruct) -> Layer:
+    return _as_layer(_keras().layers.Dropout(RATE, seed=0, dtype=_policy(x)), x)
+
+
+def _gaussian_dropout(x: jax.ShapeDtypeStruct) -> Layer:
+    return _as_layer(_keras().layers.GaussianDropout(RATE, seed=0, dtype=_policy(x)), x)
+
+
+def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
+    layer = _keras().layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, dtype=_policy(x))
+    return _as_layer(layer, x, train=train)
+
+
+def _keras() -> Any:
+    os.environ["KERAS_BACKEND"] = "jax"  # keras reads it when it is imported
+    return importlib.import_module("keras")
+
+
+def _policy(x: jax.ShapeDtypeStruct) -> str:
+    """Returns the policy of layers that compute in x's type and keep their variables in float32."""
+    return "mixed_bfloat16" if x.dtype == jnp.bfloat16 else "float32"
+
+
+def _as_layer(layer: Any, x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
+    layer.build(x.shape)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return layer.stateless_call(params, state, x, training=train)
+
+    params, state = ([v.value for v in part] for part in (layer.trainable_variables, layer.non_trainable_variables))
+    return Layer(apply, params, state)
+
+
+LAYERS = {
+    "dropout": {"keras": _dropout},
+    "gaussian_dropout": {"keras": _gaussian_dropout},
+    "batch_norm": {"keras": _batch_norm},
+    "batch_norm_inference": {"keras": functools.partial(_batch_norm, train=False)},
+    "batch_norm_relu": {"keras": with_relu(_batch_norm)},
+}

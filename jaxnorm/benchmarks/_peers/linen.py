@@ -1,0 +1,59 @@
+"""Layers of `flax.linen`."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_relu
+
+
+def dropout(_: jax.ShapeDtypeStruct, *, key_impl: str = "threefry2x32", module: Any = nn.Dropout, **options: Any) -> Layer:
+    """Returns Flax's dropout, or another one with its call."""
+    layer = module(RATE, deterministic=False, **options)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return layer.apply({}, x, rngs={"dropout": key}), state
+
+    return Layer(apply, key_impl=key_impl)
+
+
+def batch_norm(
+    x: jax.ShapeDtypeStruct,
+    *,
+    train: bool = True,
+    axis_name: str | None = None,
+    module: Any = nn.BatchNorm,
+    **options: Any,
+) -> Layer:
+    """Returns Flax's batch norm, or another one with its call."""
+    layer = module(
+        use_running_average=not train,
+        momentum=MOMENTUM,
+        epsilon=EPSILON,
+        dtype=x.dtype,  # else a float32 parameter makes the output float32
+        axis_name=axis_name,
+        **options,
+    )
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype))
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        y, updates = layer.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"])
+        return y, updates["batch_stats"]
+
+    return Layer(apply, variables["params"], variables["batch_stats"])
+
+
+LAYERS = {
+    "dropout": {
+        "flax linen": dropout,
+        "flax linen, philox2x32 keys": functools.partial(dropout, key_impl="philox2x32"),
+        "flax linen, rbg keys": functools.partial(dropout, key_impl="rbg"),
+    },
+    "batch_norm": {"flax linen": batch_norm},
+    "batch_norm_inference": {"flax linen": functools.partial(batch_norm, train=False)},
+    "batch_norm_relu": {"flax linen": with_relu(batch_norm)},
+    "sync_batch_norm": {"flax linen": functools.partial(batch_norm, axis_name=AXIS)},
+}

@@ -1,0 +1,46 @@
+"""Layers of `flax.nnx`."""
+
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_relu
+
+
+def _dropout(_: jax.ShapeDtypeStruct) -> Layer:
+    return _as_layer(nnx.Dropout(RATE, rngs=nnx.Rngs(0)))
+
+
+def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, axis_name: str | None = None) -> Layer:
+    module = nnx.BatchNorm(
+        x.shape[-1],
+        use_running_average=not train,
+        momentum=MOMENTUM,
+        epsilon=EPSILON,
+        dtype=x.dtype,
+        axis_name=axis_name,
+        rngs=nnx.Rngs(0),
+    )
+    return _as_layer(module)
+
+
+def _as_layer(module: nnx.Module) -> Layer:
+    graph, params, state = nnx.split(module, nnx.Param, ...)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        module: Any = nnx.merge(graph, params, state, copy=True)
+        y = module(x)
+        return y, nnx.split(module, nnx.Param, ...)[2]
+
+    return Layer(apply, params, state)
+
+
+LAYERS = {
+    "dropout": {"flax nnx": _dropout},
+    "batch_norm": {"flax nnx": _batch_norm},
+    "batch_norm_inference": {"flax nnx": functools.partial(_batch_norm, train=False)},
+    "batch_norm_relu": {"flax nnx": with_relu(_batch_norm)},
+    "sync_batch_norm": {"flax nnx": functools.partial(_batch_norm, axis_name=AXIS)},
+}

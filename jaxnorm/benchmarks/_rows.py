@@ -1,0 +1,215 @@
+"""What is measured: a row for each function, and how it is measured.
+
+A new function gets its row by a line in `ROWS`; a library that has it too, by an entry in its module in `_peers`.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+import jaxnorm
+import jaxnorm.linen
+from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, MOMENTUM, RATE, Builder, Layer
+from jaxnorm.benchmarks._networks import resnet_step, transformer_step
+from jaxnorm.benchmarks._peers import linen
+from jaxnorm.benchmarks._programs import LAYERS_TO_COMPILE, Work, compilation, eager_call, forward, forward_and_backward
+
+Shape = tuple[int, ...]
+
+
+class Kind(NamedTuple):
+    """A kind of measurement.
+
+    Attributes:
+      title: what is timed.
+      work: makes a program of a layer.
+      baseline: the name of the contender that all others are compared with.
+      baseline_layer: its builder.
+      baseline_passes: how many arrays of x's size it reads or writes.
+      once: whether a call does everything from the beginning, so that it needs no warm-up and is slow.
+    """
+
+    title: str
+    work: Work
+    baseline: str
+    baseline_layer: Builder
+    baseline_passes: int = 0
+    once: bool = False
+
+
+class Sizes(NamedTuple):
+    """Shapes of x.
+
+    Attributes:
+      full: of a run.
+      quick: of a quick run.
+      least_on_gpu: how many elements x has on a GPU at the least, for which its first axis is made longer; by default as many as
+        take 256 MiB in bfloat16, several times the cache of any GPU.
+    """
+
+    full: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
+    least_on_gpu: int = 2**27
+
+
+class Row(NamedTuple):
+    """A function, or a network, in one kind of measurement.
+
+    Attributes:
+      name: its name on the command line.
+      title: its name in tables.
+      kind: the kind of measurement.
+      ours: builders of jaxnorm's layers, by the names of the contenders; the first is the default one.
+      sizes: shapes of x.
+      dtypes: types of x, of which a quick run takes the first.
+      layer: the name that peers have for the layer; the row's own if empty.
+      peers: names of the contenders that take part; all if None.
+      devices: numbers of devices over which x is divided, if it is.
+      passes: how many arrays of x's size the work reads or writes at the least; 0 where that is not the point.
+      curve: what the time is drawn over.
+      headline: whether the report's first line is about it.
+      quick: whether a quick run has the row unless it is named.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    ours: Mapping[str, Builder]
+    sizes: Sizes
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    layer: str = ""
+    peers: tuple[str, ...] | None = None
+    devices: tuple[int, ...] = ()
+    passes: int = 0
+    curve: Literal["", "elements", "devices"] = ""
+    headline: bool = False
+    quick: bool = True
+
+
+class Case(NamedTuple):
+    """One measurement of a row."""
+
+    shape: Shape
+    dtype: str
+    devices: int | None
+
+
+def cases(row: Row, *, quick: bool) -> tuple[Case, ...]:
+    """Returns the measurements of a row."""
+    shapes, dtypes = (row.sizes.quick, row.dtypes[:1]) if quick else (row.sizes.full, row.dtypes)
+    return tuple(Case(*case) for case in itertools.product(shapes, dtypes, row.devices or (None,)))
+
+
+def noise(function: Callable[..., jax.Array], amount: float, **options: Any) -> Builder:
+    """Returns the builder of a function `(key, x, amount, **options)`."""
+    return lambda _: Layer(lambda key, params, state, x: (function(key, x, amount, **options), state))
+
+
+def norm(**options: Any) -> Builder:
+    """Returns the builder of `jaxnorm.batch_norm` with these options, in training if they do not say otherwise."""
+    options = {"train": True, "momentum": MOMENTUM, "epsilon": EPSILON} | options
+
+    def build(x: jax.ShapeDtypeStruct) -> Layer:
+        params, state = jaxnorm.init_batch_norm(x.shape[-1])
+        return Layer(lambda key, params, state, x: jaxnorm.batch_norm(params, state, x, **options), params, state)
+
+    return build
+
+
+def _scaled(_: jax.ShapeDtypeStruct) -> Layer:
+    return Layer(lambda key, params, state, x: (x * state.astype(x.dtype), state), state=jax.numpy.float32(1.1))
+
+
+def _identity(_: jax.ShapeDtypeStruct) -> Layer:
+    return Layer(lambda key, params, state, x: (x, state))
+
+
+def _relu(_: jax.ShapeDtypeStruct) -> Layer:
+    return Layer(lambda key, params, state, x: (jax.nn.relu(x), state))
+
+
+def _linen_norm_relu(x: jax.ShapeDtypeStruct) -> Layer:
+    return linen.batch_norm(x, module=jaxnorm.linen.BatchNorm, activation=jax.nn.relu)
+
+
+def _linen_dropout(x: jax.ShapeDtypeStruct) -> Layer:
+    return linen.dropout(x, module=jaxnorm.linen.Dropout)
+
+
+_PASS = "plain pass"
+_TRAINING = Kind("forward and backward", forward_and_backward, _PASS, _scaled, 4)
+_INFERENCE = Kind("forward", forward, _PASS, _scaled, 2)
+_CALL = Kind("eager call", eager_call, _PASS, _scaled)
+_COMPILATION = Kind(f"trace and compile {LAYERS_TO_COMPILE} layers with gradient", compilation, "no layer", _identity, once=True)
+_TRANSFORMER = Kind("training step", transformer_step, "no dropout", _identity)
+_RESNET = Kind("training step", resnet_step, "no norm", _relu)
+
+_ARRAYS = Sizes(
+    full=((64, 32, 32, 64), (8192, 1024), (128, 56, 56, 64), (65536, 64), (1001, 1023)),
+    quick=((32, 32, 32, 64),),
+)
+_IMAGES = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (8192, 1024)), quick=((32, 32, 32, 64),))
+_IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
+_GROWING = Sizes(
+    full=tuple((10**power // 128, 128) for power in range(4, 9)),
+    quick=tuple((10**power // 128, 128) for power in range(4, 7)),
+    least_on_gpu=0,
+)
+_SMALL = Sizes(full=((32, 64),), quick=((32, 64),), least_on_gpu=0)
+_TEXT = Sizes(full=((16, 128),), quick=((2, 128),), least_on_gpu=256 * 128)
+_PHOTOS = Sizes(full=((64, 32, 32, 3),), quick=((8, 32, 32, 3),), least_on_gpu=1024 * 32 * 32 * 3)
+
+_F32 = ("float32",)
+_FLAX = ("flax linen",)
+_BITS = {f"jaxnorm, {bits} bits": noise(jaxnorm.dropout, RATE, bits=bits) for bits in (16, 8, 32)}
+_DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
+_NORM = {"jaxnorm": norm()}
+_NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
+_SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
+
+# fmt: off
+ROWS = (
+    Row("dropout", "Dropout", _TRAINING, _BITS, _ARRAYS, passes=4, headline=True),
+    Row("gaussian_dropout", "Gaussian dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.gaussian_dropout, RATE)}, _ARRAYS, passes=4),
+    Row("uniform_dropout", "Uniform dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.uniform_dropout, BETA)}, _ARRAYS, passes=4),
+    Row("batch_norm", "Batch norm", _TRAINING, _NORM, _IMAGES, passes=8, headline=True),
+    Row("batch_norm_inference", "Batch norm", _INFERENCE, {"jaxnorm": norm(train=False)}, _IMAGES, passes=2),
+    Row("batch_norm_relu", "Batch norm and ReLU", _TRAINING, _NORM_RELU, _IMAGES, passes=8, headline=True),
+    Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),
+    Row("transformer", "Transformer with dropout", _TRANSFORMER, _BITS | {"jaxnorm.linen": _linen_dropout}, _TEXT, _F32,
+        layer="dropout", peers=("flax linen", "flax linen, philox2x32 keys"), headline=True, quick=False),
+    Row("resnet", "ResNet with batch norm", _RESNET, _NORM_RELU | {"jaxnorm.linen": _linen_norm_relu}, _PHOTOS, _F32,
+        layer="batch_norm_relu", peers=("flax linen", "flax nnx", "torch"), headline=True, quick=False),
+    Row("dropout_call", "Dropout", _CALL, _DROPOUT, _SMALL, _F32, layer="dropout", peers=_FLAX),
+    Row("batch_norm_call", "Batch norm", _CALL, _NORM, _SMALL, _F32, layer="batch_norm", peers=_FLAX),
+    Row("dropout_compilation", "Dropout", _COMPILATION, _BITS, _SMALL, _F32, layer="dropout", peers=_FLAX, quick=False),
+    Row("dropout_growth", "Dropout", _TRAINING, _DROPOUT, _GROWING, _F32, layer="dropout", peers=_FLAX, curve="elements"),
+    Row("batch_norm_growth", "Batch norm", _TRAINING, _NORM, _GROWING, _F32, layer="batch_norm", peers=_FLAX, curve="elements"),
+    Row("sync_batch_norm_growth", "Batch norm on several devices", _TRAINING, _SYNC_NORM, _IMAGE, _F32,
+        layer="sync_batch_norm", peers=_FLAX, devices=(1, 2, 4, 8), curve="devices", quick=False),
+)
+# fmt: on
+
+
+def describe_row(row: Row) -> str:
+    """Returns what a row measures, in a line."""
+    return f"{row.title}, {row.kind.title}" + (f", by the number of {row.curve}" if row.curve else "")
+
+
+def chosen_rows(only: Sequence[str] = (), *, quick: bool = False) -> tuple[Row, ...]:
+    """Returns the rows of these names, or all of a run, in the order of the table."""
+    return tuple(row for row in ROWS if (row.name in only if only else row.quick or not quick))
+
+
+def row_named(name: str) -> Row:
+    """Returns the row of this name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise ValueError(f"unknown row {name!r}; there is {', '.join(row.name for row in ROWS)}")
