@@ -51,8 +51,8 @@ def random_integers(key: jax.Array, shape: Sequence[int], bits: int, sharding: N
     first, second = _threefry2x32(_threefry_data(key), *element_index(flat, shift=shift))
     _, index = element_index(flat)
     # Arithmetic instead of a selection by `lane < lanes / 2`: the compiler would store that, one byte an element.
-    of_second = (index >> (shift - 1) & 1) - np.uint32(1)
-    word = second ^ ((first ^ second) & of_second)
+    of_first = (index >> (shift - 1) & 1) - np.uint32(1)
+    word = second ^ ((first ^ second) & of_first)
     numbers = (word >> (index & (lanes // 2 - 1)) * bits & (2**bits - 1)).reshape(shape)
     return numbers if sharding is None else reshard(numbers, sharding)
 
@@ -144,7 +144,7 @@ def _groups(
 ) -> tuple[tuple[int, ...] | None, NamedSharding | None]:
     """Returns the shape and sharding of groups of `size` elements: along the last axis, so that a sharded axis stays sharded.
 
-    Where that does not hold whole groups they are cut from the flat array; None where the type of x says that it is sharded.
+    Where that does not hold whole groups they are cut from the flat array; None where an explicit sharding does not allow that.
     """
     if not shape or shape[-1] % size or not math.prod(shape):
         return ((-(-math.prod(shape) // size),), None) if sharding is None else (None, None)

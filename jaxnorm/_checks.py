@@ -153,8 +153,10 @@ def check_bits(bits: Any, rate: Scalar) -> int:
     A concrete rate of which 8 bits would miss the probability to drop or to keep by more than 5 % raises; one below 2^-12, or so
     near to 1, is drawn with 32 bits where 16 are asked for. A traced rate gets the bits asked for.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in (8, 16, 32):
-        raise ValueError(f"bits must be 8, 16 or 32, got {_show(bits)}")
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"bits must be 8, 16 or 32, got {_show(bits)}")
+    if bits not in (8, 16, 32):
+        raise ValueError(f"bits must be 8, 16 or 32, got {bits}")
     if bits == 32 or not is_concrete(rate):
         return bits
     drop = np.atleast_1d(np.asarray(rate, np.float64))

@@ -96,7 +96,9 @@ def _multiply_noise(
     # other. Of the packed form it may: that keeps a bit or two, and hashing again takes longer than reading those.
     anywhere = jax.checkpoint(functools.partial(apply, packed=False))
     on_cpu = jax.checkpoint(functools.partial(apply, packed=True), prevent_cse=False)
-    operands = jax.random.key_data(key), x, kind.prepare(lax.stop_gradient(amount), bits)
+    # A part of an array of keys would be simplified into each draw in another way, and equal draws then not be seen as such.
+    data = lax.optimization_barrier(jax.random.key_data(key))
+    operands = data, x, kind.prepare(lax.stop_gradient(amount), bits)
     with jax.named_scope("jaxnorm.noise"):
         if kind.decides and has_packed_form(key, bits):
             return lax.platform_dependent(*operands, cpu=on_cpu, default=anywhere)

@@ -45,8 +45,8 @@ def normalize(
       where: bool array of x's rank that broadcasts to x. Elsewhere x may be NaN or infinite: it then adds nothing to the bias
         (and the residual), and has gradient 0.
       residual: array of x's shape, or None.
-      activation: function of single elements, or None; it gets and gives numbers in `dtype`.
-      dtype: type of the result, to which it is rounded once before the activation; None for x's.
+      activation: function of single elements, or None; it gets and gives numbers of the mean's type.
+      dtype: type of the result, which is rounded once; None for x's.
     """
     wide = mean.dtype
     spread = shared_sharding(x, axes)
@@ -75,11 +75,15 @@ def _output(
     dtype: Any,
 ) -> jax.Array:
     """Returns `activation((x - mean) * factor + bias + residual)`; x adds nothing where it neither counts nor is finite."""
+    z = _before_activation(x, where, residual, mean, factor, bias)
+    return (z if activation is None else activation(z)).astype(dtype)
+
+
+def _before_activation(
+    x: jax.Array, where: jax.Array | None, residual: jax.Array | None, mean: jax.Array, factor: jax.Array, bias: jax.Array
+) -> jax.Array:
     z = _valid(x, where, x.astype(mean.dtype) - mean) * factor + bias
-    if residual is not None:
-        z = z + residual.astype(z.dtype)
-    z = z.astype(dtype)
-    return z if activation is None else activation(z)
+    return z if residual is None else z + residual.astype(z.dtype)
 
 
 @_output.defjvp
@@ -108,10 +112,9 @@ def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangent
         return centered * dfactor + _valid(x, where, -dmean * factor) + dbias
 
     def activated(primals: Any, dz: jax.Array) -> jax.Array:
-        dz = dz.astype(dtype)
-        if activation is None:
-            return dz
-        return jax.jvp(activation, (_output(*primals, None, dtype),), (dz,))[1]
+        if activation is not None:
+            dz = jax.jvp(activation, (_before_activation(*primals),), (dz,))[1]
+        return dz.astype(dtype)
 
     @jax.checkpoint
     def at_once(primals: Any, *tangents: Any) -> jax.Array:

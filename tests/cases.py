@@ -92,6 +92,11 @@ def _batch_norm(dtype: Any, channel_axis: int = -1, **more: Any) -> Arguments:
     return {"params": params, "state": jaxnorm.RunningStats(state.mean + 3, state.var * 7), "x": x, **more}
 
 
+def _cubic(z: Any) -> Any:
+    """An activation for jax and NumPy, real and complex numbers alike, that has every derivative."""
+    return z - z * z * z / 50
+
+
 def _x(dtype: Any) -> Arguments:
     return {"x": data(dtype=dtype)}
 
@@ -120,14 +125,17 @@ CASES = (
         takes_complex=True,
     ),
     Case(
-        "batch_norm-residual_silu",
+        "batch_norm-residual_cubic",
         lambda dtype: _batch_norm(dtype, residual=data(dtype=dtype, seed=4)),
         jaxnorm.batch_norm,
         _MOMENTUM,
-        {"train": True, "activation": jax.nn.silu},
+        {"train": True, "activation": _cubic},
         ("x", "residual"),
+        takes_complex=True,
     ),
     Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),
+    Case("dropout-8_bits", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"bits": 8}),
+    Case("dropout-32_bits", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"bits": 32}),
     Case("dropout-shared", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"broadcast_dims": (1, 2)}),
     Case("dropout-rates", _x, jaxnorm.dropout, {"rate": (0 * _RATES, _RATES, 0 * _RATES + 1)}),
     Case("classic_dropout", _x, jaxnorm.classic_dropout, {"rate": (0.0, 0.3, 1.0)}),

@@ -76,6 +76,11 @@ OURS = {"linen": Linen(jaxnorm.linen), "nnx": Nnx(jaxnorm.nnx)}
 FLAX = {"linen": Linen(flax.linen), "nnx": Nnx(flax.nnx)}
 
 
+def flax_masks(package: ModuleType) -> dict[str, int]:
+    """Returns the arguments with which the Dropout of a package draws the masks of Flax; its own class takes none."""
+    return {} if package in (flax.linen, flax.nnx) else {"bits": 32}
+
+
 def new_variables(
     shape: tuple[int, ...], *, affine: bool = True, param_dtype: Any = np.float32, mean_dtype: Any = np.float32, seed: int = 0
 ) -> Variables:

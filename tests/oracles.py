@@ -1,11 +1,11 @@
 """Slow versions of the layers in NumPy and float64, written from the papers, without jax."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erfinv
+from scipy.special import erfcinv
 
 Array = NDArray
 
@@ -44,6 +44,8 @@ def batch_norm(
     channel_axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     unbiased: bool = False,
+    residual: ArrayLike | None = None,
+    activation: Callable[[Array], Array] | None = None,
 ) -> Normalized:
     """Algorithms 1 and 2 of Ioffe and Szegedy (2015), with running averages. Counts at least one element in every channel."""
     x = wide(x)
@@ -62,6 +64,10 @@ def batch_norm(
         y = y * np.expand_dims(wide(params[0]), axes)
     if params[1] is not None:
         y = y + np.expand_dims(wide(params[1]), axes)
+    if residual is not None:
+        y = y + wide(residual)
+    if activation is not None:
+        y = activation(y)
     return Normalized(y, new_mean.reshape(kept), new_var.reshape(kept))
 
 
@@ -104,31 +110,66 @@ def threefry2x32(key: ArrayLike, counter: tuple[ArrayLike, ArrayLike]) -> tuple[
     return a.astype(np.uint32), b.astype(np.uint32)
 
 
-def random_words(key: ArrayLike, shape: Sequence[int]) -> Array:
-    """One word for each element: the cipher of its 64-bit index, both halves in one."""
-    index = np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
+def derived_key(words: ArrayLike) -> Array:
+    """A key of this cipher from one of another generator: pair after pair of its words, enciphered with what came before."""
+    words = np.asarray(words)
+    key = np.zeros(2, np.uint32)
+    for pair in np.append(words, np.zeros(words.size % 2, np.uint32)).reshape(-1, 2):
+        key = np.stack(threefry2x32(key, tuple(pair)))
+    return key
+
+
+def random_words(key: ArrayLike, shape: Sequence[int], start: int = 0) -> Array:
+    """One word for each element: the cipher of its 64-bit index, both halves in one; `start` is the first element's index."""
+    index = _index(shape, start)
     high, low = threefry2x32(key, (index >> 32, index & 0xFFFFFFFF))
     return high ^ low
 
 
+def random_integers(key: ArrayLike, shape: Sequence[int], bits: int, start: int = 0) -> Array:
+    """One number of 8 or 16 bits for each element, a part of a block of 64 bits; or the upper 23 bits of a word of 32."""
+    if bits == 32:
+        return random_words(key, shape, start) >> 9
+    block, lane = np.divmod(_index(shape, start), 64 // bits)
+    first, second = threefry2x32(key, (block >> 32, block & 0xFFFFFFFF))
+    both = first.astype(np.uint64) | second.astype(np.uint64) << np.uint64(32)
+    return (both >> (lane * bits).astype(np.uint64) & np.uint64(2**bits - 1)).astype(np.uint32)
+
+
 def uniform_numbers(key: ArrayLike, shape: Sequence[int]) -> Array:
     """Multiples of 2^-23 in [0, 1)."""
-    return (random_words(key, shape) >> 9) / 2.0**23
+    return random_integers(key, shape, 32) / 2.0**23
 
 
-def keep_mask(key: ArrayLike, shape: Sequence[int], rate: float) -> Array:
-    """Bernoulli's choice: kept where the uniform number is below the probability to keep, which is held in float32."""
-    return uniform_numbers(key, shape) < np.float32(1 - rate)
+def realised(rate: ArrayLike, bits: int = 16) -> Array:
+    """The probability to keep that so many bits realise; `1 - rate` is held in float32, and what is kept is divided by this."""
+    keep = np.float32(1 - np.asarray(rate, np.float64)).astype(np.float64)
+    if bits == 32:
+        return keep
+    return np.where(keep > 0, np.maximum(np.round(keep * 2**bits), 1), 0) / 2**bits
+
+
+def keep_mask(key: ArrayLike, shape: Sequence[int], rate: ArrayLike, bits: int = 16) -> Array:
+    """What is kept: the elements whose number, as a fraction of 1, is below the probability to keep."""
+    return random_integers(key, shape, bits) / 2.0 ** min(bits, 23) < realised(rate, bits)
+
+
+def normal_numbers(words: ArrayLike) -> Array:
+    """Standard normal: the lower 31 bits of a word are the probability of lying further from 0, the highest is the sign."""
+    words = np.asarray(words).astype(np.int64)
+    outside = ((words & 0x7FFFFFFF) + 0.5) / 2.0**31
+    return np.where(words >> 31, -1, 1) * np.sqrt(2) * erfcinv(outside)
 
 
 def gaussian_noise(key: ArrayLike, shape: Sequence[int], rate: float) -> Array:
-    """N(1, rate / (1 - rate)) by inversion, from the open interval (-1, 1) as float32 holds it."""
-    low = float(np.nextafter(np.float32(-1), np.float32(0)))
-    u = uniform_numbers(key, shape).astype(np.float32) * np.float32(1 - low) + np.float32(low)
-    u = np.maximum(low, u)
-    return 1 + np.sqrt(rate / (1 - rate)) * np.sqrt(2) * erfinv(u.astype(np.float64))
+    """N(1, rate / (1 - rate)) by inversion."""
+    return 1 + np.sqrt(rate / (1 - rate)) * normal_numbers(random_words(key, shape))
 
 
 def uniform_noise(key: ArrayLike, shape: Sequence[int], beta: float) -> Array:
     """U(1 - beta, 1 + beta)."""
     return 1 - beta + 2 * beta * uniform_numbers(key, shape)
+
+
+def _index(shape: Sequence[int], start: int = 0) -> Array:
+    return start + np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)

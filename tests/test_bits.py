@@ -1,15 +1,29 @@
-"""The random bits: the cipher's published vectors, jax's own bits, and 64-bit positions without 64-bit arrays."""
+"""The random bits: the cipher's published vectors, jax's own bits, both forms of drawing, and 64-bit positions."""
 
+import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_array_equal
 
-from jaxnorm._bits import _multiply, _threefry2x32, element_index, random_words
+from jaxnorm import _bits
+from jaxnorm._bits import (
+    _threefry2x32,
+    _threefry_data,
+    element_index,
+    has_packed_form,
+    packed_below,
+    random_integers,
+    random_words,
+    resolution,
+)
 
 # Random123's known answers (threefry2x32, 20 rounds): counter, key, result.
 VECTORS = [
@@ -17,6 +31,45 @@ VECTORS = [
     ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
     ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
 ]
+# Whole groups of 4, 8 or 32 elements along the last axis, or in the whole array, or nowhere; single elements and none.
+SHAPES = [(), (1,), (3,), (64,), (1001,), (5, 8), (8, 5), (3, 2, 12), (7, 3, 32), (1, 300, 1), (33, 70), (0, 8), (4, 0)]
+OTHERS = ("rbg", "unsafe_rbg", "philox2x32", "threefry4x32")
+
+all_bits = pytest.mark.parametrize("bits", [8, 16, 32])
+packed_bits = pytest.mark.parametrize("bits", [8, 16])
+
+
+def thresholds(bits: int) -> jax.Array:
+    """None, one, some, all but one, and all of the numbers are below."""
+    most = resolution(bits)
+    return jnp.asarray([0, 1, most // 3, most - 1, most], jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "bits", "sharding"))
+def both(
+    key: jax.Array, threshold: jax.Array, shape: tuple[int, ...], bits: int, sharding: NamedSharding | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The numbers, and where they are below the threshold: one form of drawing each."""
+    return random_integers(key, shape, bits, sharding), packed_below(key, threshold, shape, bits, sharding)
+
+
+def check(key: jax.Array, expected: np.ndarray, bits: int, sharding: NamedSharding | None = None) -> None:
+    """Both forms draw the expected numbers, of the expected type."""
+    for threshold in thresholds(bits):
+        numbers, below = both(key, threshold, expected.shape, bits, sharding)
+        assert (numbers.shape, numbers.dtype) == (expected.shape, jnp.uint32)
+        assert (below.shape, below.dtype) == (expected.shape, jnp.bool_)
+        if sharding is not None:
+            assert jax.typeof(numbers).sharding.spec == jax.typeof(below).sharding.spec == sharding.spec
+        assert_array_equal(numbers, expected)
+        assert_array_equal(below, expected < threshold)
+
+
+def key_data(key: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(key))
+
+
+# The cipher
 
 
 @pytest.mark.parametrize("counter, key, result", VECTORS)
@@ -32,55 +85,184 @@ def test_words_are_those_of_jax(shape: tuple[int, ...], seed: int) -> None:
     words = random_words(jax.random.key(seed), shape)
     assert (words.shape, words.dtype) == (shape, jnp.uint32)
     assert_array_equal(words, jax.random.bits(jax.random.key(seed), shape))
-    assert_array_equal(words, oracles.random_words(jax.random.key_data(jax.random.key(seed)), shape))
+    assert_array_equal(words, oracles.random_words(key_data(jax.random.key(seed)), shape))
 
 
-def positions(shape: tuple[int, ...], chosen: list[tuple[int, ...]]) -> list[int]:
-    """The row-major positions of chosen elements, of arrays that no machine could hold: each element is a program of its own."""
+# Numbers of few bits
 
-    def element(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return tuple(jax.lax.dynamic_slice(part, index, (1,) * len(shape)).ravel()[0] for part in element_index(shape))
 
-    program = jax.jit(lambda index: element(tuple(index)))
-    memory = program.lower(jnp.zeros(len(shape), jnp.int32)).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 10_000
-    results = (program(jnp.asarray(index, jnp.int32)) for index in chosen)
-    return [(int(upper) << 32) + int(lower) for upper, lower in results]
+@all_bits
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_both_forms_draw_what_the_oracle_draws(shape: tuple[int, ...], bits: int) -> None:
+    words = (7, 2**31 + 5)
+    key = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32))
+    check(key, oracles.random_integers(words, shape, bits), bits)
+
+
+@all_bits
+def test_an_element_does_not_depend_on_the_axes(bits: int) -> None:
+    """Only on its position: reshaping what is drawn, or drawing more behind it, changes no number."""
+    flat = random_integers(jax.random.key(4), (160,), bits)
+    assert_array_equal(random_integers(jax.random.key(4), (4, 5, 8), bits).ravel(), flat)
+    assert_array_equal(random_integers(jax.random.key(4), (3, 33), bits).ravel(), flat[:99])
+
+
+# Keys
+
+
+def other_key(seed: int, impl: str) -> jax.Array:
+    try:
+        return jax.random.key(seed, impl=impl)
+    except ValueError:  # a generator that this version of jax does not have
+        assert impl in ("philox2x32", "threefry4x32")
+        return jax.random.key(seed, impl="rbg")
+
+
+@pytest.mark.parametrize("impl", OTHERS)
+@packed_bits
+def test_other_generators_draw_from_a_key_derived_from_their_data(impl: str, bits: int) -> None:
+    key = other_key(3, impl)
+    assert has_packed_form(key, bits)
+    check(key, oracles.random_integers(oracles.derived_key(key_data(key)), (5, 16), bits), bits)
+
+
+@pytest.mark.parametrize("impl", OTHERS)
+def test_other_generators_draw_32_bits_with_jax(impl: str) -> None:
+    assert not has_packed_form(other_key(3, impl), 32)
+    expected = jax.random.bits(other_key(3, impl), (33, 5))
+    assert_array_equal(random_words(other_key(3, impl), (33, 5)), expected)
+    assert_array_equal(random_integers(other_key(3, impl), (33, 5), 32), expected >> 9)
+
+
+def test_every_word_of_another_generators_key_changes_the_derived_one() -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, 4, dtype=np.uint32)
+    keys = [words] + [np.where(np.arange(4) == i, words ^ 1, words) for i in range(4)]
+    derived = [np.asarray(_threefry_data(jax.random.wrap_key_data(jnp.asarray(key), impl="rbg"))) for key in keys]
+    for a, b in itertools.combinations(derived, 2):
+        assert (a != b).all()
+
+
+BATCHES = [
+    ("threefry2x32", 8, (7, 5)),
+    ("threefry2x32", 16, (2, 3, 32)),
+    ("threefry2x32", 32, (7, 5)),
+    ("threefry2x32", 32, (2, 3, 32)),
+    ("rbg", 8, (2, 3, 32)),
+    ("philox2x32", 16, (7, 5)),
+]
+
+
+@pytest.mark.parametrize("impl, bits, shape", BATCHES, ids=str)
+def test_a_batch_of_keys_draws_as_each_alone(impl: str, bits: int, shape: tuple[int, ...]) -> None:
+    keys = jax.random.split(other_key(5, impl), 3)
+    threshold = thresholds(bits)[2]
+    together = jax.vmap(lambda key: both(key, threshold, shape, bits))(keys)
+    for i, key in enumerate(keys):
+        for lane, alone in zip(together, both(key, threshold, shape, bits), strict=True):
+            assert_array_equal(lane[i], alone)
+    assert len({np.asarray(numbers).tobytes() for numbers in together[0]}) == 3
+
+
+@all_bits
+def test_a_batch_of_thresholds_asks_of_the_same_numbers(bits: int) -> None:
+    run = jax.jit(jax.vmap(lambda key, threshold: both(key, threshold, (5, 32), bits), (None, 0)))
+    numbers, below = run(jax.random.key(6), thresholds(bits))
+    expected = oracles.random_integers((0, 6), (5, 32), bits)
+    for i, threshold in enumerate(thresholds(bits)):
+        assert_array_equal(numbers[i], expected)
+        assert_array_equal(below[i], expected < threshold)
+
+
+# Devices
+
+
+@pytest.mark.parametrize("bits, check_vma", [(8, True), (16, False), (32, True)], ids=["8 vma", "16", "32 vma"])
+def test_every_device_of_a_shard_map_draws_from_its_own_key(bits: int, check_vma: bool) -> None:
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    threshold = thresholds(bits)[2]
+
+    def part(key: jax.Array) -> Any:
+        own = jax.random.fold_in(key, jax.lax.axis_index("d"))
+        return jax.tree.map(lambda a: a[None], both(own, threshold, (3, 32), bits))
+
+    run = jax.shard_map(part, mesh=mesh, in_specs=P(), out_specs=P("d"), check_vma=check_vma)
+    numbers, below = jax.jit(run)(jax.random.key(8))
+    for i in range(4):
+        expected = oracles.random_integers(key_data(jax.random.fold_in(jax.random.key(8), i)), (3, 32), bits)
+        assert_array_equal(numbers[i], expected)
+        assert_array_equal(below[i], expected < threshold)
+
+
+EXPLICIT = [
+    ((8, 64), P(None, ("a", "b"))),
+    ((4, 2, 128), P(None, "b", "a")),
+    ((8, 40), P(None, "a")),  # ten elements a device: parts of groups
+    ((8, 12), P("b", "a")),  # more devices than groups
+    ((8,), P(("a", "b"))),
+    ((), P()),
+]
+
+
+@all_bits
+@pytest.mark.parametrize("shape, spec", EXPLICIT, ids=str)
+def test_an_explicitly_sharded_draw_is_that_of_one_device(shape: tuple[int, ...], spec: P, bits: int) -> None:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        check(jax.random.key(9), oracles.random_integers((0, 9), shape, bits), bits, NamedSharding(mesh, spec))
+
+
+# Positions beyond 32 bits, of arrays that no machine could hold: each element is a program of its own
+
+
+def element(draw: Any, index: tuple[int, ...]) -> Any:
+    """One element of every array that `draw(key)` returns, of key 9, computed alone."""
+
+    @jax.jit
+    def program(key: jax.Array, index: jax.Array) -> Any:
+        one = lambda array: jax.lax.dynamic_slice(array, tuple(index), (1,) * array.ndim).ravel()[0]  # noqa: E731
+        return jax.tree.map(one, draw(key))
+
+    arguments = jax.random.key(9), jnp.asarray(index, jnp.int32)
+    compiled = program.lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 10_000
+    return compiled(*arguments)
+
+
+def position(shape: tuple[int, ...], index: tuple[int, ...]) -> int:
+    return functools.reduce(lambda position, axis: position * axis[0] + axis[1], zip(shape, index, strict=True), 0)
 
 
 LARGE = [(2**20, 2**13), (3, 2**31 - 1), (2**16 + 1, 2**16 + 1), (5, 7, 2**15 + 3, 2**17 - 1), (2**31 - 1, 2**29 - 1)]
 
 
 @pytest.mark.parametrize("shape", [*LARGE, (9, 2**30 + 7, 3)], ids=str)
-def test_positions_beyond_32_bits(shape: tuple[int, ...]) -> None:
-    corners = list(itertools.product(*[(0, n // 2 + 1, n - 1) for n in shape]))
-    expected = [sum(i * int(np.prod([int(m) for m in shape[a + 1 :]], dtype=object)) for a, i in enumerate(c)) for c in corners]
-    assert positions(shape, corners) == expected
+@pytest.mark.parametrize("shift", [0, 3])
+def test_positions_beyond_32_bits(shape: tuple[int, ...], shift: int) -> None:
+    one = lambda part, index: jax.lax.dynamic_slice(part, index, (1,) * len(shape)).ravel()[0]  # noqa: E731
+    program = jax.jit(lambda index: [one(part, index) for part in element_index(shape, shift=shift)])
+    program = program.lower([jnp.int32(0)] * len(shape)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 10_000
+    for index in itertools.product(*[(0, n // 2 + 1, n - 1) for n in shape]):
+        upper, lower = program([jnp.int32(i) for i in index])
+        assert (int(upper) << 32) + int(lower) == position(shape, index) >> shift
 
 
-def test_words_beyond_32_bits_are_those_of_their_position() -> None:
-    shape, index = (2**20, 2**13), (2**20 - 1, 5)
-
-    @jax.jit
-    def word(key: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(random_words(key, shape), tuple(index), (1, 1))[0, 0]
-
-    position = index[0] * shape[1] + index[1]
-    high, low = oracles.threefry2x32((0, 9), (position >> 32, position & 0xFFFFFFFF))
-    assert int(word(jax.random.key(9), jnp.asarray(index))) == int(high ^ low)
+@all_bits
+@pytest.mark.parametrize("shape", [(2**20, 2**13), (2**20 + 1, 2**13 + 1), (2**18, 2**18)], ids=str)
+def test_numbers_beyond_32_bits_are_those_of_their_position(shape: tuple[int, ...], bits: int) -> None:
+    index = (shape[0] - 1, shape[1] - 3)
+    expected = oracles.random_integers((0, 9), (), bits, start=position(shape, index))
+    assert int(element(lambda key: random_integers(key, shape, bits), index)) == int(expected)
 
 
-def test_products_of_a_word_and_a_stride() -> None:
-    words = (0, 1, 2**16 - 1, 2**16, 2**16 + 1, 2**31, 2**32 - 1)
-    strides = (0, 1, 2**15, 2**16 + 3, 2**31 + 7, 2**32 - 1, 2**32, 2**33 + 5, 2**48 + 2**20 + 1)
-    for word, stride in itertools.product(words, strides):
-        if word * stride < 2**64:
-            high, low = _multiply(jnp.asarray(word, jnp.uint32), stride)
-            assert (int(high) << 32) + int(low) == word * stride
-
-
-def test_an_element_does_not_depend_on_the_axes_after_the_first() -> None:
-    """Only on its position: reshaping what is drawn changes no word."""
-    flat = random_words(jax.random.key(4), (120,))
-    assert_array_equal(random_words(jax.random.key(4), (4, 5, 6)).ravel(), flat)
-    assert_array_equal(random_words(jax.random.key(4), (100,)), flat[:100])
+@packed_bits
+@pytest.mark.parametrize("shape", [(2**18, 2**18), (2**18, 2**18 - 1)], ids=["rows of whole groups", "odd rows"])
+def test_answers_beyond_32_bits_are_those_of_their_position(
+    shape: tuple[int, ...], bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bits, "_in_memory", lambda packed: packed)  # 2^34 bytes of it, else
+    index = (shape[0] - 1, shape[1] - 3)
+    expected = int(oracles.random_integers((0, 9), (), bits, start=position(shape, index)))
+    limits = jnp.asarray([expected, expected + 1], jnp.uint32)
+    answers = element(lambda key: [packed_below(key, limit, shape, bits) for limit in limits], index)
+    assert [bool(answer) for answer in answers] == [False, True]

@@ -1,4 +1,4 @@
-"""What the modules of linen and of nnx have in common: their interface, sharded arrays, and noise with the masks of Flax."""
+"""What the modules of linen and of nnx have in common: their interface, sharded arrays, and noise, with Flax's masks too."""
 
 import inspect
 
@@ -55,9 +55,9 @@ def test_packages_export_the_four_classes(package, base):
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("broadcast_dims", [(), (1,), (-1, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32], ids=lambda dtype: jnp.dtype(dtype).name)
-def test_dropout_draws_the_mask_of_flax(api, rate, broadcast_dims, dtype):
+def test_dropout_with_32_bits_draws_the_mask_of_flax(api, rate, broadcast_dims, dtype):
     x = batch((4, 5, 3), mean=10, dtype=dtype)
-    y = OURS[api].noise("Dropout", 7, x, rate, broadcast_dims=broadcast_dims)
+    y = OURS[api].noise("Dropout", 7, x, rate, broadcast_dims=broadcast_dims, bits=32)
     wanted = FLAX[api].noise("Dropout", 7, x, rate, broadcast_dims=broadcast_dims)
     assert y.dtype == dtype
     np.testing.assert_array_equal(y != 0, wanted != 0)
@@ -69,19 +69,31 @@ def test_dropout_draws_the_mask_of_flax(api, rate, broadcast_dims, dtype):
 def test_linen_and_nnx_agree_on_noise_with_the_functions(api):
     x = batch((3, 4))
 
-    def draws(name, function, amount):
+    def draws(name, function, amount, **options):
         def call(seed):
-            layer = getattr(OURS[api].package, name)(amount)
+            layer = getattr(OURS[api].package, name)(amount, **options)
             if api == "linen":
                 return layer.apply({}, x, deterministic=False, rng=jax.random.key(seed))
             return layer(x, rngs=jax.random.key(seed))
 
-        np.testing.assert_array_equal(call(3), function(jax.random.key(3), x, amount))
+        np.testing.assert_array_equal(call(3), function(jax.random.key(3), x, amount, **options))
         assert not np.array_equal(call(3), call(4))
 
     draws("Dropout", jaxnorm.dropout, 0.5)
+    for bits in (8, 16, 32):
+        draws("Dropout", jaxnorm.dropout, 0.3, bits=bits)
     draws("GaussianDropout", jaxnorm.gaussian_dropout, 0.5)
     draws("UniformDropout", jaxnorm.uniform_dropout, 0.5)
+
+
+@each_api
+def test_dropout_draws_with_16_bits_where_nothing_is_said(api):
+    x = batch((8, 16))
+    y, *said = (OURS[api].noise("Dropout", 3, x, 0.3, **bits) for bits in ({}, {"bits": 8}, {"bits": 16}, {"bits": 32}))
+    assert [np.array_equal(y, other) for other in said] == [False, True, False]
+    tiny = [OURS[api].noise("Dropout", 3, jnp.ones(100_000), 1e-4, bits=bits) for bits in (16, 32)]
+    np.testing.assert_array_equal(*tiny)
+    assert (tiny[0] == 0).any()
 
 
 @each_api
@@ -194,8 +206,11 @@ def test_noise_of_what_is_not_real_raises(api, name, deterministic, dtype):
 
 @each_api
 def test_bits_and_axes_of_dropout_are_checked(api):
-    with pytest.raises(ValueError, match=r"bits must be 32, got 7"):
+    with pytest.raises(ValueError, match=r"bits must be 8, 16 or 32, got 7"):
         OURS[api].noise("Dropout", 3, X, 0.5, bits=7)
+    for deterministic in (False, True):
+        with pytest.raises(ValueError, match=r"bits must be 16 or 32 for a rate of 0.01, "):
+            OURS[api].noise("Dropout", 3, X, 0.01, bits=8, deterministic=deterministic)
     with pytest.raises(ValueError, match=r"broadcast_dims is out of range .* got \(2,\)"):
         OURS[api].noise("Dropout", 3, X, 0.5, broadcast_dims=(2,))
     with pytest.raises(TypeError, match=r"deterministic must be True or False, .* got 1"):

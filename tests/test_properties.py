@@ -127,15 +127,16 @@ def test_parts_pooled_by_name_are_the_whole(seed: int, offset: float) -> None:
     assert_allclose(states.var[0], state.var, rtol=1e-5)
 
 
-@given(shapes, seeds, rates)
-def test_dropout_gives_zero_or_the_quotient_as_the_oracle_chooses(shape: Any, seed: int, rate: float) -> None:
+@given(shapes, seeds, rates, st.sampled_from([16, 32]))
+def test_dropout_gives_zero_or_the_quotient_as_the_oracle_chooses(shape: Any, seed: int, rate: float, bits: int) -> None:
     x = numbers(seed, shape, 3, 2)
-    y = dropout(jax.random.key(seed), x, rate)
-    mask = oracles.keep_mask(jax.random.key_data(jax.random.key(seed)), shape, rate)
+    y = dropout(jax.random.key(seed), x, rate, bits=bits)
+    drawn = 32 if 0 < min(rate, 1 - rate) < 2**-12 else bits
+    mask = oracles.keep_mask(jax.random.key_data(jax.random.key(seed)), shape, rate, drawn)
     assert_array_equal(y != 0, mask)
-    kept = np.asarray(x, np.float64)[mask] / np.float64(np.float32(1 - rate))
+    kept = np.asarray(x, np.float64)[mask] / oracles.realised(rate, drawn)
     assert_allclose(np.asarray(y)[mask], kept, rtol=3e-7)
-    assert_array_equal(classic_dropout(jax.random.key(seed), x, rate), np.where(mask, x, np.float32(0)))
+    assert_array_equal(classic_dropout(jax.random.key(seed), x, rate, bits=bits), np.where(mask, x, np.float32(0)))
 
 
 @given(seeds, st.sets(st.integers(0, 3)), rates)

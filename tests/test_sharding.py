@@ -1,6 +1,8 @@
 """Layers on sharded arrays and inside shard_map: what several devices compute together is what one computes alone."""
 
-from typing import Any
+import math
+import re
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -24,6 +26,14 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 SPECS = (P("a"), P(None, "b", "a"), P(("a", "b")), P("b", None, "a"))
 STATE = RunningStats(jnp.full(3, 5.0), jnp.full(3, 4.0))
 PARAMS = AffineParams(jnp.asarray([0.5, 2, 3], jnp.float32), jnp.asarray([1, -1, 4], jnp.float32))
+
+
+class Drawn(NamedTuple):
+    """What a draw takes on a device: collectives, and for each element of its part, its largest array and temporary bits."""
+
+    collectives: list[str]
+    largest: float
+    temporaries: float
 
 
 def new_key() -> jax.Array:
@@ -82,20 +92,79 @@ def test_a_draw_does_not_depend_on_the_number_of_devices(case: Case, shape: tupl
     assert_allclose(y, expected, rtol=3e-6, atol=3e-6)
 
 
-@axis_types
-@pytest.mark.parametrize("dims", [(), (1,)], ids=["all", "shared"])
-def test_every_device_draws_its_own_part_only(axis_type: AxisType, dims: tuple[int, ...]) -> None:
+def drawn_on_a_device(axis_type: AxisType, shape: tuple[int, ...], spec: P, bits: int, dims: tuple[int, ...]) -> Drawn:
+    """What the compiled forward and backward pass of dropout of a sharded array takes on every device."""
+
+    def forward_and_backward(x: jax.Array, dy: jax.Array) -> Any:
+        y, pullback = jax.vjp(lambda x: dropout(new_key(), x, 0.3, broadcast_dims=dims, bits=bits), x)
+        return y, pullback(dy)[0]
+
     mesh = make_mesh(axis_type)
     with jax.set_mesh(mesh):
-        x = jax.device_put(jnp.ones((64, 2, 34)), NamedSharding(mesh, P("a", None, "b")))
-        program = jax.jit(lambda x: dropout(new_key(), x, 0.3, broadcast_dims=dims)).lower(x)
-        whole, part = ("64,1,34", "16,1,17") if dims else ("64,2,34", "16,2,17")
-        if axis_type == AxisType.Explicit:  # asked for where it begins, not left to the compiler to find
-            drawn = [line for line in program.as_text().splitlines() if "sdy.sharding_constraint" in line and "ui32" in line]
-            assert any("x".join(whole.split(",")) in line for line in drawn)
-        text = program.compile().as_text()
-    assert f"u32[{whole}]" not in text
-    assert f"u32[{part}]" in text or f"pred[{part}]" in text
+        x = jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))
+        compiled = jax.jit(forward_and_backward).lower(x, x).compile()
+        y, gradient = compiled(x, x)
+    assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+    assert_array_equal(y, gradient)
+    assert_array_equal(y, dropout(new_key(), jnp.ones(shape), 0.3, broadcast_dims=dims, bits=bits))
+    text = compiled.as_text()
+    program = text[text.index("ENTRY") :].split("\n}")[0]  # what is inside a fusion is never in memory
+    sizes = [math.prod(int(n) for n in dims.split(",") if n) for dims in re.findall(r" = \w+\[([\d,]*)\]", program)]
+    part = math.prod(x.sharding.shard_shape(shape))
+    temporaries = 8 * compiled.memory_analysis().temp_size_in_bytes / part
+    return Drawn([name for name in COLLECTIVES if name in text], max(sizes) / part, temporaries)
+
+
+# Of the last axis whole groups of 4, 8 or 32 elements on every device; or rows that are not cut.
+WHOLE_GROUPS = [
+    ((64, 16, 256), P("a", None, "b")),
+    ((64, 16, 256), P(None, None, ("a", "b"))),
+    ((64, 16, 250), P(("a", "b"))),
+    ((2**18,), P("a")),
+]
+PARTS_OF_GROUPS = [
+    ((64, 16, 250), P("a", None, "b")),
+    ((64, 16, 248), P(None, None, ("a", "b"))),
+    ((2**18 + 4,), P("a")),
+]
+ids_of_parts = [f"{shape}-{spec}" for shape, spec in PARTS_OF_GROUPS]
+
+
+@axis_types
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("shape, spec", WHOLE_GROUPS, ids=str)
+def test_every_device_draws_its_own_part_only(axis_type: AxisType, bits: int, shape: tuple[int, ...], spec: P) -> None:
+    """Nothing is sent, no array is larger than the part, and the packed mask has as many bits as the part on its own."""
+    drawn = drawn_on_a_device(axis_type, shape, spec, bits, ())
+    assert drawn.collectives == []
+    assert drawn.largest <= 1
+    assert drawn.temporaries <= {16: 2, 32: 1}[bits] + 0.1
+
+
+@axis_types
+@pytest.mark.parametrize("bits", [16, 32])
+def test_every_device_draws_its_own_part_of_a_shared_draw(axis_type: AxisType, bits: int) -> None:
+    drawn = drawn_on_a_device(axis_type, (64, 16, 256), P("a", None, "b"), bits, (1,))
+    assert drawn == ([], 1, pytest.approx(0, abs=0.2))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("shape, spec", PARTS_OF_GROUPS, ids=ids_of_parts)
+def test_explicit_shardings_that_cut_groups_draw_the_part_too(bits: int, shape: tuple[int, ...], spec: P) -> None:
+    drawn = drawn_on_a_device(AxisType.Explicit, shape, spec, bits, ())
+    assert drawn.collectives == []
+    assert drawn.largest <= 1
+    assert drawn.temporaries < 0.1
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("shape, spec", PARTS_OF_GROUPS, ids=ids_of_parts)
+def test_automatic_shardings_that_cut_groups_draw_whole_rows(bits: int, shape: tuple[int, ...], spec: P) -> None:
+    """On CPUs: the bits of a mask in a row that no device holds whole are hashed on every device that holds a part of it."""
+    shards = {"b": 2, "a": 4, ("a", "b"): 8}[spec[-1]]
+    drawn = drawn_on_a_device(AxisType.Auto, shape, spec, bits, ())
+    assert drawn.largest <= 1
+    assert drawn.temporaries <= shards * {16: 2, 32: 1}[bits] + 0.2
 
 
 @axis_types

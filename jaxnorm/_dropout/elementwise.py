@@ -20,9 +20,22 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
     Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0, independently for every element, so that `E[y] = x` and
     `Var[y] = x^2 rate / (1 - rate)`. Inference: the identity; do not call it.
 
-    The mask is that of `jax.random.bernoulli(key, 1 - rate, shape)` in float32 and of `flax.linen.Dropout` for the same key, and
-    does not depend on how x is sharded. Only the key is kept for the gradient. The uniform numbers that decide are multiples of
-    2^-23: a probability to keep is rounded up to one, so that none below 2^-23 can be told apart.
+    The mask is a function of the key and the shape alone: it does not depend on how x is sharded, on `vmap`, or on the device.
+    Only the key is kept for the gradient (a program compiled for a CPU may keep one or two bits an element of the mask instead
+    of drawing it again).
+
+    With 16 or 8 bits an element, four or eight elements share a hash, and the probability to keep is `1 - rate` rounded to a
+    multiple of 2^-16 or 2^-8, and not to 0 unless the rate is 1. What is kept is divided by the probability that is realised,
+    so that the expectation is exact. A rate that is known while the program is traced, and above 0 and below 2^-12 or as near
+    to 1, takes 32 bits where 16 are asked for; one of which 8 bits miss the probability to drop or to keep by more than 5 %
+    raises where 8 are. A traced rate takes the bits asked for: one below 2^-17 drops nothing with 16.
+
+    With 32 bits the mask is that of `jax.random.bernoulli(key, 1 - rate, shape)` in float32 and of `flax.linen.Dropout` for the
+    same key. The probability to keep is rounded up to a multiple of 2^-23, and what is kept is divided by `1 - rate` itself.
+
+    Keys of other generators than threefry: with 32 bits `jax.random.bits` draws, and what `vmap` and sharding make of the mask
+    is what that generator promises; with 16 and 8 bits the mask is drawn from a threefry key that is derived from the key's
+    data.
 
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
@@ -30,15 +43,15 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
       rate: the probability of dropping, in [0, 1]; a number or a traced scalar, or an array of x's rank that broadcasts to the
         mask, as with one rate for each channel. No gradient flows into it. A traced rate outside [0, 1] gives NaN everywhere.
       broadcast_dims: axes along which all elements share one draw, as `(1, 2)` to drop whole channels of `[B, H, W, C]`.
-      bits: random bits an element; 32.
+      bits: random bits an element that decide: 8, 16 or 32.
 
     Returns:
       Array of x's shape and dtype.
 
     Raises:
-      ValueError: if a concrete rate is outside [0, 1] or has another shape than the mask, if an axis is out of range or named
-        twice, or if key is an array of several keys.
-      TypeError: if x does not hold floating point numbers, or if key is no key.
+      ValueError: if a concrete rate is outside [0, 1], or has another shape than the mask, or is not held by 8 bits where 8 are
+        asked for, if bits is another number, if an axis is out of range or named twice, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, if rate is no number or bits no int, or if key is no key.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -48,9 +61,9 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm
       >>> x = jnp.ones((2, 4))
-      >>> jaxnorm.dropout(jax.random.key(0), x, 0.5)
-      Array([[0., 0., 2., 2.],
-             [0., 2., 2., 0.]], dtype=float32)
+      >>> jaxnorm.dropout(jax.random.key(6), x, 0.5)
+      Array([[2., 0., 2., 2.],
+             [0., 0., 2., 0.]], dtype=float32)
     """
     return _bernoulli(key, x, rate, keep_or_drop, broadcast_dims, bits)
 
@@ -63,12 +76,15 @@ def classic_dropout(
     Training: `y = x` with probability `1 - rate`, else 0, so that `E[y] = (1 - rate) x`. Inference: `weight_scaled(x, rate)`, of
     the same activations or of the weights that they meet.
 
+    The masks are those of `dropout`. The probability that few bits realise is not divided by here: with 16 bits it differs from
+    the `1 - rate` of inference by less than 2^-16, with 8 by less than 2^-8.
+
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
       x: array of floating point numbers, any shape.
-      rate: the probability of dropping, as in `dropout`; the masks are the same.
+      rate: the probability of dropping, as in `dropout`.
       broadcast_dims: axes along which all elements share one draw.
-      bits: random bits an element; 32.
+      bits: random bits an element that decide: 8, 16 or 32, as in `dropout`.
 
     Returns:
       Array of x's shape and dtype.
@@ -84,9 +100,9 @@ def classic_dropout(
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm
       >>> x = jnp.ones((2, 4))
-      >>> jaxnorm.classic_dropout(jax.random.key(0), x, 0.5)
-      Array([[0., 0., 1., 1.],
-             [0., 1., 1., 0.]], dtype=float32)
+      >>> jaxnorm.classic_dropout(jax.random.key(6), x, 0.5)
+      Array([[1., 0., 1., 1.],
+             [0., 0., 1., 0.]], dtype=float32)
     """
     return _bernoulli(key, x, rate, keep_unscaled, broadcast_dims, bits)
 
@@ -130,6 +146,10 @@ def gaussian_dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_di
     Training: `y = x n`, `n ~ N(1, rate / (1 - rate))`, so that `E[y] = x` and `Var[y] = x^2 rate / (1 - rate)`. Inference: the
     identity; do not call it.
 
+    The normal numbers are made of 32 random bits each, by the inverse of the distribution function: one bit is the sign, and 31
+    are the probability of lying further from 0, so that they reach 6.3 standard deviations. They are not those of
+    `jax.random.normal`, which uses 23 bits. Only the key is kept for the gradient.
+
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
       x: array of floating point numbers, any shape.
@@ -166,6 +186,8 @@ def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dim
 
     The noise is as much as that of dropout at the rate `beta^2 / (3 + beta^2)`, at most 0.25: that, and nothing about the uniform
     distribution, is why it shifts the variances of a following batch norm so little.
+
+    The uniform numbers are those of `jax.random.uniform` in float32 for the same key. Only the key is kept for the gradient.
 
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.

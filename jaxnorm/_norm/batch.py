@@ -115,9 +115,8 @@ def batch_norm(
       axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
       unbiased: whether the running variance averages `var n / (n - 1)`, as in the paper and PyTorch, rather than var.
       residual: array of x's shape that is added before the activation, as the shortcut of a residual block; real for a real x.
-      activation: function of single elements that follows, as `jax.nn.relu`; it gets and gives numbers of x's dtype. The result
-        is that of three steps, but for one rounding; for the gradient only x (and the residual) is kept, and not what the
-        activation gets or gives.
+      activation: function of single elements that follows, as `jax.nn.relu`; it gets and gives float32 or wider, and y alone is
+        rounded. For the gradient only x (and the residual) is kept, and not what the activation gets or gives.
 
     Returns:
       y of x's shape and dtype, and the new state, alike in shapes and dtypes to the old one.
@@ -196,7 +195,7 @@ def batch_norm_as(
         residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(x))
         check_shape("residual", residual, x.shape, "that of x")
     if activation is not None:
-        check_elementwise("activation", activation, x.shape, dtype)
+        check_elementwise("activation", activation, x.shape, wide_dtype(x.dtype))
     axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
     static = is_concrete(train)
     return _batch_norm(

@@ -12,8 +12,8 @@ from jaxnorm._modules import DrawKey, apply_dropout, apply_gaussian_dropout, app
 class Dropout(nn.Module):
     """Dropout: `jaxnorm.dropout` with Flax's fields, rng stream and call, in place of `flax.linen.Dropout`.
 
-    Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0. Inference (`deterministic`): the identity. The mask is the
-    one that Flax draws from the same key, and a key is drawn where Flax draws one. Unlike Flax's the rate and the flag may be
+    Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0. Inference (`deterministic`): the identity. A key is
+    drawn where Flax draws one, and with `bits=32` the mask is Flax's for that key. Unlike Flax's the rate and the flag may be
     traced, and a rate outside [0, 1] is an error.
 
     Attributes:
@@ -21,7 +21,8 @@ class Dropout(nn.Module):
       broadcast_dims: axes along which all elements share one draw.
       deterministic: whether to return the inputs as they are; here or in the call.
       rng_collection: name of the stream of keys.
-      bits: random bits an element; 32.
+      bits: random bits an element that decide: 8, 16 or 32. A probability is a multiple of 2^-8 or 2^-16, and what is kept is
+        divided by it, so that the expectation is exact; `jaxnorm.dropout` says more.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -30,8 +31,8 @@ class Dropout(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen
       >>> drop = jaxnorm.linen.Dropout(0.5)
-      >>> drop.apply({}, jnp.ones(6), deterministic=False, rngs={"dropout": jax.random.key(3)})
-      Array([2., 2., 0., 2., 0., 0.], dtype=float32)
+      >>> drop.apply({}, jnp.ones(6), deterministic=False, rngs={"dropout": jax.random.key(11)})
+      Array([2., 0., 2., 0., 0., 2.], dtype=float32)
       >>> drop.apply({}, jnp.ones(3), deterministic=True)
       Array([1., 1., 1.], dtype=float32)
     """

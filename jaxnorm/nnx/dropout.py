@@ -62,9 +62,9 @@ class _Noise(nnx.Module):
 class Dropout(_Noise):
     """Dropout: `jaxnorm.dropout` with Flax's arguments, rng stream and call, in place of `flax.nnx.Dropout`.
 
-    Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0. Inference (`deterministic`): the identity. The mask is the
-    one that Flax draws from the same stream, and a key is drawn where Flax draws one. Unlike Flax's the rate and the flag may
-    be traced, and a rate outside [0, 1] is an error.
+    Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0. Inference (`deterministic`): the identity. A key is
+    drawn where Flax draws one, and with `bits=32` the mask is Flax's for that key. Unlike Flax's the rate and the flag may be
+    traced, and a rate outside [0, 1] is an error.
 
     Args:
       rate: the probability of dropping, in [0, 1]; a number or a traced scalar.
@@ -72,7 +72,8 @@ class Dropout(_Noise):
       deterministic: whether to return the inputs as they are; set by `train()` and `eval()`.
       rng_collection: name of the stream of keys.
       rngs: the streams, of which the layer forks its own, or None to give keys in the call.
-      bits: random bits an element; 32.
+      bits: random bits an element that decide: 8, 16 or 32. A probability is a multiple of 2^-8 or 2^-16, and what is kept is
+        divided by it, so that the expectation is exact; `jaxnorm.dropout` says more.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -81,9 +82,9 @@ class Dropout(_Noise):
     Example:
       >>> import jax.numpy as jnp, jaxnorm.nnx
       >>> from flax import nnx
-      >>> drop = jaxnorm.nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+      >>> drop = jaxnorm.nnx.Dropout(0.5, rngs=nnx.Rngs(3))
       >>> drop(jnp.ones(6))
-      Array([2., 0., 2., 0., 2., 2.], dtype=float32)
+      Array([2., 0., 0., 2., 2., 0.], dtype=float32)
       >>> drop(jnp.ones(3), deterministic=True)
       Array([1., 1., 1.], dtype=float32)
     """

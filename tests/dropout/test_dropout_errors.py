@@ -21,6 +21,7 @@ FUNCTIONS = (
     jaxnorm.weight_scaled,
 )
 each = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+bernoulli = pytest.mark.parametrize("function", FUNCTIONS[:2], ids=lambda function: function.__name__)
 
 X = {
     "x int": (jnp.ones(SHAPE, jnp.int32), "int32"),
@@ -126,10 +127,43 @@ def test_bad_broadcast_dims_are_named(function: Callable[..., Any], name: str) -
     raises(function, error, "broadcast_dims", value, broadcast_dims=dims)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS[:2], ids=lambda function: function.__name__)
-@pytest.mark.parametrize("bits", [0, 8, 16, 64, None, "32", True], ids=str)
+@bernoulli
+@pytest.mark.parametrize("bits", [0, 7, 64, -16, None, "16", True, 16.0], ids=repr)
 def test_other_numbers_of_bits_are_refused(function: Callable[..., Any], bits: Any) -> None:
-    raises(function, (TypeError, ValueError), "bits", repr(bits), bits=bits)
+    error = ValueError if type(bits) is int else TypeError
+    raises(function, error, "bits", f"bits must be 8, 16 or 32, got {bits!r}", bits=bits)
+
+
+RATES = {
+    "0.01": (0.01, "0.01"),
+    "0.99": (0.99, "0.99"),
+    "of jax": (jnp.float32(0.01), "0.01"),
+    "tiny": (1e-9, "1e-09"),
+    "one of three": (np.array([0.5, 0.25, 0.998]).reshape(1, 1, 1, 3), "0.998"),
+}
+
+
+@bernoulli
+@pytest.mark.parametrize("name", RATES)
+def test_rates_that_8_bits_do_not_hold_are_refused(function: Callable[..., Any], name: str) -> None:
+    rate, value = RATES[name]
+    raises(function, ValueError, "rate", f"bits must be 16 or 32 for a rate of {value}, ", rate=rate, bits=8)
+    assert jnp.isfinite(call(function, rate=rate, bits=16)).all()
+    assert jnp.isfinite(jax.jit(lambda rate: call(function, rate=rate, bits=8))(rate)).all()  # a traced rate is not known
+
+
+@bernoulli
+@pytest.mark.parametrize("rate", [0, 1, 0.1, 0.05, 0.95, 1 / 3, 2.0**-8, 1 - 2.0**-8, "channels"], ids=str)
+def test_rates_that_8_bits_hold_to_five_percent_are_taken(function: Callable[..., Any], rate: Any) -> None:
+    given = np.array([0.0, 0.1, 1.0]).reshape(1, 1, 1, 3) if isinstance(rate, str) else rate
+    assert jnp.isfinite(call(function, rate=given, bits=8)).all()
+
+
+@bernoulli
+def test_a_bad_rate_is_named_before_the_bits_that_do_not_hold_it(function: Callable[..., Any]) -> None:
+    for bits in (8, 16, 32):
+        raises(function, ValueError, "rate", "1.001", rate=1.001, bits=bits)
+        raises(function, TypeError, "rate", "None", rate=None, bits=bits)
 
 
 @each
@@ -144,9 +178,13 @@ def test_an_amount_must_fit_the_shared_draw() -> None:
     raises(jaxnorm.dropout, ValueError, "rate", "[8, 2, 4, 3]", rate=rates, broadcast_dims=(1, 2))
 
 
-@each
-def test_a_traced_amount_outside_its_range_gives_nan_everywhere(function: Callable[..., Any]) -> None:
-    run = jax.jit(lambda amount: call(function, **{amount_name(function): amount}))
+@pytest.mark.parametrize(
+    "function, options",
+    [(function, {}) for function in FUNCTIONS] + [(function, {"bits": bits}) for function in FUNCTIONS[:2] for bits in (8, 32)],
+    ids=lambda part: getattr(part, "__name__", str(part)),
+)
+def test_a_traced_amount_outside_its_range_gives_nan_everywhere(function: Callable[..., Any], options: dict[str, int]) -> None:
+    run = jax.jit(lambda amount: call(function, **{amount_name(function): amount}, **options))
     highest = 1.0 if function is jaxnorm.gaussian_dropout else 1.5
     for amount in (-0.1, highest, np.nan, np.inf, -np.inf):
         assert jnp.isnan(run(amount)).all(), amount

@@ -1,7 +1,8 @@
-"""Which elements are dropped: equal to jax's and Flax's choice, stored for ever, and a function of the key alone."""
+"""Which elements are dropped: stored for ever, with 32 bits jax's and Flax's choice, and a function of the key alone."""
 
 import subprocess
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,44 +13,90 @@ import pytest
 from cases import data
 from numpy.testing import assert_array_equal
 
-from jaxnorm import classic_dropout, dropout, gaussian_dropout
+from jaxnorm import classic_dropout, dropout, gaussian_dropout, uniform_dropout
 
-SHAPES = ((7,), (3, 5), (2, 4, 4, 3))
-KEPT = {  # of key(0): by the oracle, by jax.random.bernoulli, and what every release must draw; bits from the first element on
-    ((7,), 0.1): "0011111",
-    ((7,), 0.5): "0011011",
-    ((3, 5), 0.1): "001111111101111",
-    ((3, 5), 0.5): "001101100101000",
-    ((2, 4, 4, 3), 0.1): "001111111101111011111011111111111111111111111111011111111111111111111111111111111011111111111111",
-    ((2, 4, 4, 3), 0.5): "001101100101000000011000000011101010011111000111000110001011111001101000000010101000000011100101",
+KEPT = {  # of key(0), by the oracle, and what every release must draw: shape, rate, bits; from the first element on
+    ((7,), 0.1, 32): "0011111",
+    ((7,), 0.5, 32): "0011011",
+    ((3, 5), 0.1, 32): "001111111101111",
+    ((3, 5), 0.5, 32): "001101100101000",
+    ((2, 4, 4, 3), 0.1, 32): "001111111101111011111011111111111111111111111111011111111111111111111111111111111011111111111111",
+    ((2, 4, 4, 3), 0.5, 32): "001101100101000000011000000011101010011111000111000110001011111001101000000010101000000011100101",
+    ((7,), 0.1, 16): "1111111",
+    ((7,), 0.5, 16): "1110111",
+    ((3, 5), 0.1, 16): "111111111011111",
+    ((3, 5), 0.5, 16): "111011101010100",
+    ((2, 4, 4, 3), 0.1, 16): "111111111011111101111111111111111111111111111111111110011111111111111111111010100111110111011111",
+    ((2, 4, 4, 3), 0.5, 16): "111011101010100000011111001010011011110110111101100110010011011011101001110010100010100100011001",
+    ((7,), 0.1, 8): "1111011",
+    ((7,), 0.5, 8): "1111010",
+    ((3, 5), 0.1, 8): "111101111111111",
+    ((3, 5), 0.5, 8): "111101000111110",
+    ((2, 4, 4, 3), 0.1, 8): "111101111111111111101111111111011011111111111111111111111101111111111111111111111111110111111111",
+    ((2, 4, 4, 3), 0.5, 8): "111101000111110001100110011000000010100101010101101011101100001111001101011110011100110101111011",
 }
 
+all_bits = pytest.mark.parametrize("bits", [8, 16, 32])
+packed_bits = pytest.mark.parametrize("bits", [8, 16])
 
-def kept(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    return dropout(key, jnp.ones(shape), rate) != 0
+
+def kept(key: jax.Array, shape: tuple[int, ...], rate: Any, bits: int = 16) -> jax.Array:
+    return dropout(key, jnp.ones(shape), rate, bits=bits) != 0
 
 
-@pytest.mark.parametrize("shape, rate", KEPT, ids=str)
-def test_stored_masks(shape: tuple[int, ...], rate: float) -> None:
-    stored = np.array([bit == "1" for bit in KEPT[shape, rate]]).reshape(shape)
-    assert_array_equal(kept(jax.random.key(0), shape, rate), stored)
-    assert_array_equal(oracles.keep_mask((0, 0), shape, rate), stored)
-    assert_array_equal(jax.random.bernoulli(jax.random.key(0), 1 - rate, shape), stored)
+@pytest.mark.parametrize("shape, rate, bits", KEPT, ids=str)
+def test_stored_masks(shape: tuple[int, ...], rate: float, bits: int) -> None:
+    stored = np.array([bit == "1" for bit in KEPT[shape, rate, bits]]).reshape(shape)
+    assert_array_equal(kept(jax.random.key(0), shape, rate, bits), stored)
+    assert_array_equal(oracles.keep_mask((0, 0), shape, rate, bits), stored)
+    if bits == 32:
+        assert_array_equal(jax.random.bernoulli(jax.random.key(0), 1 - rate, shape), stored)
+
+
+def test_sixteen_bits_decide_where_nothing_is_said() -> None:
+    for function in (dropout, classic_dropout):
+        said = function(jax.random.key(1), jnp.ones(100), 0.3, bits=16)
+        assert_array_equal(function(jax.random.key(1), jnp.ones(100), 0.3), said)
+        assert (function(jax.random.key(1), jnp.ones(100), 0.3, bits=32) != said).any()
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1 - 1e-4, 2.0**-12 - 1e-9, 1e-30])
+def test_a_known_rate_that_16_bits_do_not_hold_takes_32(rate: float) -> None:
+    """Of one element in ten thousand, 16 bits would make one in 9362."""
+    new_key = lambda: jax.random.key(4)  # noqa: E731
+    fine = oracles.keep_mask((0, 4), (70_000,), rate, 32)
+    assert_array_equal(kept(new_key(), (70_000,), rate), fine)
+    assert_array_equal(kept(new_key(), (70_000,), jnp.float32(rate)), fine)
+    assert_array_equal(jax.jit(lambda key: kept(key, (70_000,), rate))(new_key()), fine)
+    y = dropout(new_key(), jnp.ones((1000, 70)), np.array([[0.3] * 69 + [rate]]))
+    assert_array_equal(y[:, 0] != 0, oracles.keep_mask((0, 4), (1000, 70), 0.3, 32)[:, 0])
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2.0**-12, 1 - 2.0**-12, 0.3])
+def test_other_known_rates_take_what_is_asked_for(rate: float) -> None:
+    assert_array_equal(kept(jax.random.key(4), (70_000,), rate), oracles.keep_mask((0, 4), (70_000,), rate, 16))
+
+
+@packed_bits
+@pytest.mark.parametrize("rate", [1e-4, 0.01, 0.998, 1 - 1e-7])
+def test_a_traced_rate_takes_the_bits_asked_for(rate: float, bits: int) -> None:
+    mask = jax.jit(lambda key, rate: kept(key, (70_000,), rate, bits))(jax.random.key(4), rate)
+    assert_array_equal(mask, oracles.keep_mask((0, 4), (70_000,), float(1 - (1 - np.float32(rate))), bits))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-8, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0])
-def test_the_choice_of_bernoulli(rate: float) -> None:
+def test_32_bits_make_the_choice_of_bernoulli(rate: float) -> None:
     for seed, shape in enumerate(((1000,), (33, 17), (5, 6, 7), ())):
         expected = jax.random.bernoulli(jax.random.key(seed), jnp.float32(1 - rate), shape)
-        assert_array_equal(kept(jax.random.key(seed), shape, rate), expected)
-        traced = jax.jit(lambda key, rate, shape=shape: kept(key, shape, rate))(jax.random.key(seed), rate)
+        assert_array_equal(kept(jax.random.key(seed), shape, rate, 32), expected)
+        traced = jax.jit(lambda key, rate, shape=shape: kept(key, shape, rate, 32))(jax.random.key(seed), rate)
         assert_array_equal(traced, jax.random.bernoulli(jax.random.key(seed), 1 - jnp.float32(rate), shape))
 
 
 @pytest.mark.jax_defaults
 @pytest.mark.parametrize("dims", [(), (1, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_the_choice_of_flax(dims: tuple[int, ...], dtype: np.dtype) -> None:
+def test_32_bits_make_the_choice_of_flax(dims: tuple[int, ...], dtype: np.dtype) -> None:
     x = data(dtype=dtype)
 
     class Layer(nn.Module):
@@ -58,7 +105,7 @@ def test_the_choice_of_flax(dims: tuple[int, ...], dtype: np.dtype) -> None:
             key = self.scope.rngs["dropout"].as_jax_rng()
             y = nn.Dropout(0.3, broadcast_dims=dims, deterministic=False)(x, rng=key)
             with jax.debug_key_reuse(False):
-                return y, dropout(key, x, 0.3, broadcast_dims=dims)
+                return y, dropout(key, x, 0.3, broadcast_dims=dims, bits=32)
 
     with jax.debug_key_reuse(False):
         for key in (jax.random.key(5), jax.random.PRNGKey(5)):
@@ -78,25 +125,39 @@ def test_legacy_keys_draw_as_typed_ones() -> None:
     assert_array_equal(jax.vmap(lambda key: dropout(key, x, 0.3))(keys)[1], dropout(keys[1], x, 0.3))
 
 
-@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg", "philox2x32", "threefry4x32"])
-def test_other_generators_draw_as_jax_draws_with_them(impl: str) -> None:
+def other_key(seed: int, impl: str) -> jax.Array:
     try:
-        key = jax.random.key(3, impl=impl)
+        return jax.random.key(seed, impl=impl)
     except ValueError:  # a generator that this version of jax does not have
         assert impl in ("philox2x32", "threefry4x32")
-        return
-    mask = kept(key, (300, 5), 0.3)
-    assert_array_equal(mask, jax.random.bernoulli(jax.random.key(3, impl=impl), 0.7, (300, 5)))
-    total = lambda x: jnp.sum(dropout(jax.random.key(3, impl=impl), x, 0.3))  # noqa: E731
+        return jax.random.key(seed, impl="rbg")
+
+
+@pytest.mark.parametrize(
+    "impl, bits", [("rbg", 8), ("rbg", 16), ("rbg", 32), ("unsafe_rbg", 16), ("philox2x32", 16), ("threefry4x32", 32)]
+)
+def test_other_generators(impl: str, bits: int) -> None:
+    """32 bits are drawn as jax draws with them, fewer from a key that is derived from theirs."""
+    mask = kept(other_key(3, impl), (300, 5), 0.3, bits)
+    if bits == 32:
+        expected = jax.random.bernoulli(other_key(3, impl), 0.7, (300, 5))
+    else:
+        derived = oracles.derived_key(jax.random.key_data(other_key(3, impl)))
+        expected = oracles.keep_mask(derived, (300, 5), 0.3, bits)
+    assert_array_equal(mask, expected)
+    total = lambda x: jnp.sum(dropout(other_key(3, impl), x, 0.3, bits=bits))  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(total))(jnp.ones((300, 5)))
     assert_array_equal(gradient != 0, mask)
     assert jnp.isfinite(value)
 
 
-def test_other_generators_differ_between_lanes() -> None:
+@all_bits
+def test_other_generators_differ_between_lanes(bits: int) -> None:
     keys = jax.random.split(jax.random.key(3, impl="rbg"), 4)
-    masks = np.asarray(jax.vmap(lambda key: dropout(key, jnp.ones(200), 0.3))(keys) != 0)
+    masks = np.asarray(jax.vmap(lambda key: kept(key, (200,), 0.3, bits))(keys))
     assert len({mask.tobytes() for mask in masks}) == 4
+    if bits < 32:  # which jax promises of none but threefry
+        assert_array_equal(masks, np.stack([kept(key, (200,), 0.3, bits) for key in keys]))
 
 
 def test_same_key_same_mask_other_key_other_mask_in_one_compiled_step() -> None:
@@ -123,15 +184,23 @@ def test_a_large_draw_is_not_many_small_ones() -> None:
     assert (lanes != dropout(jax.random.key(4), x, 0.3)).any()
 
 
-def test_classic_and_inverted_dropout_draw_the_same_mask_for_the_same_key() -> None:
+@all_bits
+def test_classic_and_inverted_dropout_draw_the_same_mask_for_the_same_key(bits: int) -> None:
     x = data()
-    assert_array_equal(dropout(jax.random.key(2), x, 0.3) != 0, classic_dropout(jax.random.key(2), x, 0.3) != 0)
+    classic = classic_dropout(jax.random.key(2), x, 0.3, bits=bits)
+    assert_array_equal(dropout(jax.random.key(2), x, 0.3, bits=bits) != 0, classic != 0)
 
 
-def test_gaussian_noise_is_that_of_jax() -> None:
-    normal = jax.random.normal(jax.random.key(2), (300, 5))
+def test_uniform_noise_is_that_of_jax() -> None:
+    noise = uniform_dropout(jax.random.key(2), jnp.ones((300, 5)), 0.5)
+    np.testing.assert_allclose(noise, jax.random.uniform(jax.random.key(2), (300, 5)) + 0.5, rtol=2e-7)
+
+
+def test_gaussian_noise_is_that_of_its_own_words() -> None:
+    """And not that of jax, which takes fewer bits of them."""
     noise = gaussian_dropout(jax.random.key(2), jnp.ones((300, 5)), 0.5)
-    np.testing.assert_allclose(noise, 1 + normal, atol=1e-6)
+    words = jax.random.bits(jax.random.key(2), (300, 5))
+    np.testing.assert_allclose(noise, 1 + oracles.normal_numbers(words), atol=2e-6)
 
 
 def test_no_configuration_of_jax_changes_a_mask() -> None:
@@ -139,12 +208,13 @@ def test_no_configuration_of_jax_changes_a_mask() -> None:
     program = (
         "import jax, jaxnorm, jax.numpy as jnp, numpy as np;"
         "[jax.config.update(*c) for c in {config}];"
-        "call = lambda key, x: jaxnorm.dropout(key, x, 0.3);"
+        "call = lambda key, x: jnp.stack([jaxnorm.dropout(key, x, 0.3, bits=bits) for bits in (8, 16, 32)]);"
         "key = jax.random.key(3, impl='threefry2x32'); x = jnp.ones((20, 5), jnp.float32);"
         "a, b = call(key, x), jax.jit(call)(key, x);"
         "assert (a == b).all(); print(np.packbits(np.asarray(a) != 0).tobytes().hex())"
     )
-    expected = np.packbits(oracles.keep_mask((0, 3), (20, 5), 0.3)).tobytes().hex()
+    masks = [oracles.keep_mask((0, 3), (20, 5), 0.3, bits) for bits in (8, 16, 32)]
+    expected = np.packbits(np.stack(masks)).tobytes().hex()
     configs = [("jax_threefry_partitionable", False)], [("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")]
     for config in configs:
         command = [sys.executable, "-c", program.format(config=config)]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import errors, serialization
-from flax_layers import batch, close
+from flax_layers import batch, close, flax_masks
 
 import jaxnorm.linen as jn
 
@@ -32,7 +32,7 @@ class Network(nn.Module):
     def __call__(self, x, train: bool):
         x = nn.Dense(4)(x)
         x = self.package.BatchNorm(momentum=0.9, use_fast_variance=False)(x, use_running_average=not train)
-        x = self.package.Dropout(self.rate, deterministic=not train)(nn.relu(x))
+        x = self.package.Dropout(self.rate, deterministic=not train, **flax_masks(self.package))(nn.relu(x))
         return nn.Dense(2)(x)
 
 
@@ -161,11 +161,11 @@ def test_keys_are_drawn_where_flax_draws_them():
 
         @nn.compact
         def __call__(self, x):
-            drawn = []
+            drawn, options = [], flax_masks(self.package)
             for rate, deterministic in ((0.5, True), (0.0, False), (1.0, False), (0.5, False), (0.2, False)):
-                x = self.package.Dropout(rate, deterministic=deterministic, parent=self)(x + 1)
+                x = self.package.Dropout(rate, deterministic=deterministic, parent=self, **options)(x + 1)
                 drawn.append((x, jax.random.key_data(self.make_rng("dropout"))))
-            shared = self.package.Dropout(0.5, deterministic=False)
+            shared = self.package.Dropout(0.5, deterministic=False, **options)
             return drawn, [shared(x + 1), shared(x + 1)]
 
     def masks(package):
@@ -180,7 +180,7 @@ def test_key_and_stream_may_be_given_by_name(new_key):
     x = jnp.ones((3, 4))
 
     def draw(package):
-        layer = package.Dropout(0.5, deterministic=False, rng_collection="noise")
+        layer = package.Dropout(0.5, deterministic=False, rng_collection="noise", **flax_masks(package))
         return layer.apply({}, x, rngs={"noise": new_key(1)}), layer.apply({}, x, rng=new_key(2))
 
     equal(draw(jn), draw(nn))

@@ -1,5 +1,6 @@
 """The modules of `jaxnorm.nnx`: state, flags, streams of keys, and the transformations of nnx."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import errors, nnx
-from flax_layers import batch, close
+from flax_layers import batch, close, flax_masks
 
 import jaxnorm.nnx as jx
 
@@ -29,7 +30,7 @@ class Network(nnx.Module):
     def __init__(self, package: Any, *, rngs: nnx.Rngs):
         self.first = nnx.Linear(3, 4, rngs=rngs)
         self.norm = package.BatchNorm(4, momentum=0.9, use_fast_variance=False, rngs=rngs)
-        self.drop = package.Dropout(0.5, rngs=rngs)
+        self.drop = package.Dropout(0.5, rngs=rngs, **flax_masks(package))
         self.last = nnx.Linear(4, 2, rngs=rngs)
 
     def __call__(self, x):
@@ -178,16 +179,16 @@ def test_flag_given_nowhere_raises():
 def test_streams_fork_and_count_as_in_flax():
     def draws(package):
         rngs = nnx.Rngs(0, dropout=1)
-        layers = [package.Dropout(0.5, rngs=rngs), package.Dropout(0.5, rngs=rngs.dropout)]
-        layers.append(package.Dropout(0.5, rng_collection="other", rngs=rngs))
+        new = functools.partial(package.Dropout, 0.5, **flax_masks(package))
+        layers = [new(rngs=rngs), new(rngs=rngs.dropout), new(rng_collection="other", rngs=rngs)]
         out = []
         for layer in layers:
             for rate, deterministic in ((0.5, False), (0.0, False), (1.0, False), (0.5, True), (0.2, False)):
                 layer.rate = rate
                 out.append(layer(jnp.ones((3, 4)), deterministic=deterministic) != 0)
-        out.append(package.Dropout(0.5)(jnp.ones((3, 4)), rngs=rngs) != 0)
-        out.append(package.Dropout(0.5)(jnp.ones((3, 4)), rngs=rngs.dropout) != 0)
-        out.append(package.Dropout(0.5)(jnp.ones((3, 4)), rngs=jax.random.key(5)) != 0)
+        out.append(new()(jnp.ones((3, 4)), rngs=rngs) != 0)
+        out.append(new()(jnp.ones((3, 4)), rngs=rngs.dropout) != 0)
+        out.append(new()(jnp.ones((3, 4)), rngs=jax.random.key(5)) != 0)
         return out, [layer.rngs.count[...] for layer in layers], arrays(nnx.state(rngs))
 
     jax.tree.map(np.testing.assert_array_equal, draws(jx), draws(nnx))
