@@ -27,6 +27,8 @@ from jax.sharding import NamedSharding, PartitionSpec, reshard
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 _GROUP_OF_32 = 32  # elements of 32 bits whose answers share one word in memory
+_LEAST_GROUP_OF_32 = 16
+_ROWS_FOR_ANY_DEVICES = 32  # rows of which each of 2, 4 or 8 devices has a multiple of 4, which fill blocks of 16 bits
 
 
 def resolution(bits: int) -> int:
@@ -39,15 +41,21 @@ def has_packed_form(key: jax.Array, bits: int) -> bool:
     return bits != 32 or _is_threefry(key)
 
 
-def random_integers(key: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None) -> jax.Array:
-    """Returns for every element of `shape` a uniform integer in `[0, resolution(bits))`, as uint32."""
+def random_integers(
+    key: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None, *, show_blocks: bool = True
+) -> jax.Array:
+    """Returns for every element of `shape` a uniform integer in `[0, resolution(bits))`, as uint32.
+
+    `show_blocks` writes it so that a compiler can see which neighbors share a block, and hash once for them. One that would not
+    is better without: it may spread the blocks over devices otherwise than the elements.
+    """
     if bits == 32:
         return random_words(key, shape, sharding) >> 9
     lanes = 64 // bits
     shift = lanes.bit_length() - 1
     size = math.prod(shape)
-    # An axis of lanes shows the compiler that neighbors have the same counter; which axes shape has tells it nothing.
-    flat = (size // lanes, lanes) if size % lanes == 0 else shape
+    # An axis of lanes shows that neighbors have the same counter; the axes that shape has do not.
+    flat = (size // lanes, lanes) if show_blocks and size % lanes == 0 else shape
     first, second = _threefry2x32(_threefry_data(key), *element_index(flat, shift=shift))
     _, index = element_index(flat)
     # Arithmetic instead of a selection by `lane < lanes / 2`: the compiler would store that, one byte an element.
@@ -64,10 +72,10 @@ def packed_below(
 
     One hash a block, whose answers go to memory as the bits of one small integer and are read from there.
     """
-    size = _GROUP_OF_32 if bits == 32 else 64 // bits
-    groups, group_sharding = _groups(shape, size, sharding)
-    if groups is None:
-        return random_integers(key, shape, bits, sharding) < threshold
+    cut = _groups(shape, bits, sharding)
+    if cut is None:
+        return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
+    groups, size, group_sharding = cut
     if bits == 32:
         numbers = random_integers(key, (*groups, size), bits, group_sharding and _with_minor(group_sharding))
         below = (numbers < threshold).astype(jnp.uint32)
@@ -140,22 +148,32 @@ def _threefry2x32(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array
 
 
 def _groups(
-    shape: Sequence[int], size: int, sharding: NamedSharding | None
-) -> tuple[tuple[int, ...] | None, NamedSharding | None]:
-    """Returns the shape and sharding of groups of `size` elements: along the last axis, so that a sharded axis stays sharded.
+    shape: Sequence[int], bits: int, sharding: NamedSharding | None
+) -> tuple[tuple[int, ...], int, NamedSharding | None] | None:
+    """Returns the shape of groups of consecutive elements, the size of a group, and the groups' sharding; None for no groups.
 
-    Where that does not hold whole groups they are cut from the flat array; None where an explicit sharding does not allow that.
+    A group holds the elements of a block, or with 32 bits up to 32. It is cut from the last axis, so that sharded axes stay so.
+    Where that does not hold whole groups devices would share them, unless blocks of 16 bits can be cut from the flat array: where
+    an even number of devices cannot share the rows, or each has a multiple of 4. (Of 8 bits, whose blocks straddle the rows then,
+    nothing would be gained.)
     """
-    if not shape or shape[-1] % size or not math.prod(shape):
-        return ((-(-math.prod(shape) // size),), None) if sharding is None else (None, None)
-    groups = (*shape[:-1], shape[-1] // size)
-    if sharding is None:
-        return groups, None
+    if not shape or not math.prod(shape):
+        return None
+    size = math.gcd(_GROUP_OF_32, shape[-1]) if bits == 32 else 64 // bits
+    if shape[-1] % size == 0 and (bits != 32 or size >= _LEAST_GROUP_OF_32):
+        groups = (*shape[:-1], shape[-1] // size)
+        return (groups, size, sharding) if sharding is None or _divides(groups, sharding) else None
+    rows_stay_whole = shape[0] % 2 == 1 or shape[0] % _ROWS_FOR_ANY_DEVICES == 0
+    return ((-(-math.prod(shape) // size),), size, None) if bits == 16 and sharding is None and rows_stay_whole else None
+
+
+def _divides(shape: tuple[int, ...], sharding: NamedSharding) -> bool:
+    """Whether every shard of an array of this shape has as many elements."""
     try:
-        sharding.shard_shape(groups)
-    except ValueError:  # the last axis has more shards than groups, or parts of groups on a shard
-        return None, None
-    return groups, sharding
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _unpack(packed: jax.Array, size: int, shape: Sequence[int], sharding: NamedSharding | None) -> jax.Array:

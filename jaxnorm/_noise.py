@@ -46,7 +46,7 @@ class Draw:
         """Returns True with probability `threshold / resolution(bits)`; the threshold broadcasts to the shape."""
         if self.packed and threshold.ndim == 0:
             return packed_below(self.key, threshold, self.shape, self.bits, self.sharding)
-        return random_integers(self.key, self.shape, self.bits, self.sharding) < threshold
+        return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=not self.packed) < threshold
 
 
 class NoiseKind(NamedTuple):

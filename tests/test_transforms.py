@@ -263,6 +263,13 @@ def test_compiled_layers_keep_two_bits_an_element_at_most(case: Case, layers: in
     assert temporaries(chain, jnp.ones((256, 2, 64, 3))) <= layers * (bits_in_memory(case) + 0.1)
 
 
+@pytest.mark.parametrize("bits, kept", [(8, 1), (16, 2), (32, 1)])
+def test_programs_for_cpus_draw_packed_masks(bits: int, kept: int) -> None:
+    """Or they would hash at every element."""
+    layer = lambda key, x: jaxnorm.dropout(key, x, 0.3, bits=bits)  # noqa: E731
+    assert temporaries(layer, jnp.ones((256, 2, 64, 64))) == pytest.approx(kept, abs=0.1)
+
+
 @each_random
 def test_a_scan_over_layers_keeps_nothing_of_them(case: Case) -> None:
     """But for their keys: its temporaries are a few arrays like x, of one step, whatever the number of steps."""
