@@ -16,7 +16,10 @@ import jaxnorm.linen
 import jaxnorm.nnx
 
 NOISES = ("Dropout", "GaussianDropout", "UniformDropout")
-OWN_ARGUMENT = {"BatchNorm": "unbiased", "Dropout": "bits"}  # the one that Flax does not have
+OWN_ARGUMENTS = {  # those that Flax does not have
+    "BatchNorm": {"__init__": ["unbiased", "activation"], "__call__": ["residual"]},
+    "Dropout": {"__init__": ["bits"], "__call__": []},
+}
 
 each_api = pytest.mark.parametrize("api", OURS)
 each_noise = pytest.mark.parametrize("name", NOISES)
@@ -32,7 +35,7 @@ def test_arguments_are_those_of_flax(ours, flaxs, name):
         wanted = inspect.signature(getattr(getattr(flaxs, name), method)).parameters
         got = inspect.signature(getattr(getattr(ours, name), method)).parameters
         extra = [p for p in got if p not in wanted]
-        assert extra == ([OWN_ARGUMENT[name]] if method == "__init__" else [])
+        assert extra == OWN_ARGUMENTS[name][method]
         assert [p for p in got if p not in extra] == list(wanted)
         for argument, parameter in wanted.items():
             assert got[argument].kind == parameter.kind, argument

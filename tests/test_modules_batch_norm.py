@@ -1,6 +1,7 @@
 """Batch norm of linen and of nnx alike: parity with Flax's where that is right, masks, dtypes, state, flags, errors."""
 
 import flax.errors
+import flax.nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from flax_layers import FLAX, OURS, batch, close, new_variables
 
 import jaxnorm
+import jaxnorm.linen
+import jaxnorm.nnx
 from jaxnorm import AffineParams, RunningStats
 
 each_api = pytest.mark.parametrize("api", OURS)
@@ -270,3 +273,37 @@ def test_batch_norm_names_what_is_wrong(api, case):
         error, message = flax.errors.ScopeParamShapeError, r"scale"  # linen itself compares shapes of parameters
     with pytest.raises(error, match=message):
         OURS[api].batch_norm(new_variables((3,)), **{"x": X, **arguments})
+
+
+# What Flax does not have
+
+
+def _bound(api, **options):
+    """A module of three features as a function of x, with new variables."""
+    x = jnp.ones((2, 3))
+    if api == "linen":
+        module = jaxnorm.linen.BatchNorm(use_running_average=False, **options)
+        variables = module.init(jax.random.key(0), x)
+        return lambda x, **more: module.apply(variables, x, mutable=["batch_stats"], **more)[0]
+    module = jaxnorm.nnx.BatchNorm(3, use_running_average=False, rngs=flax.nnx.Rngs(0), **options)
+    graph, state = flax.nnx.split(module)
+    return lambda x, **more: flax.nnx.merge(graph, state)(x, **more)
+
+
+@each_api
+def test_a_residual_and_an_activation_follow_in_one_step(api):
+    x, residual = batch((8, 3)), batch((8, 3), seed=5)
+    params, state = jaxnorm.init_batch_norm(3)
+    wanted, _ = jaxnorm.batch_norm(params, state, x, train=True, residual=residual, activation=jax.nn.silu)
+    np.testing.assert_array_equal(_bound(api, activation=jax.nn.silu)(x, residual=residual), wanted)
+
+
+@each_api
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_half_x_is_kept_half_whatever_comes_out(api, dtype):
+    variables, x = new_variables((3,)), batch((64, 3)).astype(jnp.bfloat16)
+    y, pullback = jax.vjp(lambda x: OURS[api].batch_norm(variables, x, dtype=dtype)[0], x)
+    assert y.dtype == (dtype or jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.size == x.size} == {jnp.dtype(jnp.bfloat16)}
+    exact, _ = OURS[api].batch_norm(variables, x.astype(jnp.float32))
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8 if dtype else 1e-6, atol=1e-6)
