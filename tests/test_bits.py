@@ -32,7 +32,24 @@ VECTORS = [
     ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
 ]
 # Whole groups of 4, 8 or 32 elements along the last axis, or in the whole array, or nowhere; single elements and none.
-SHAPES = [(), (1,), (3,), (64,), (1001,), (5, 8), (8, 5), (3, 2, 12), (7, 3, 32), (1, 300, 1), (33, 70), (0, 8), (4, 0)]
+SHAPES = [
+    (),
+    (1,),
+    (3,),
+    (64,),
+    (1001,),
+    (5, 8),
+    (8, 5),
+    (3, 2, 12),
+    (7, 3, 32),
+    (1, 300, 1),
+    (33, 70),
+    (32, 7),
+    (34, 7),
+    (2, 48),
+    (0, 8),
+    (4, 0),
+]
 OTHERS = ("rbg", "unsafe_rbg", "philox2x32", "threefry4x32")
 
 all_bits = pytest.mark.parametrize("bits", [8, 16, 32])
