@@ -157,7 +157,7 @@ def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int,
 
 
 def _strides(shape: Sequence[int], axes: tuple[int, ...], sample: int) -> tuple[int, ...]:
-    """Returns strides along the reduced axes that leave up to about `sample` elements, spread over all of them."""
+    """Returns strides that leave at most `sample` elements a channel, spread over the first reduced axes, as the examples."""
     strides = [1] * len(shape)
     for a in axes:
         kept = min(shape[a], sample)

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_array_equal
+from promises import other_key
 
 from jaxnorm import _bits
 from jaxnorm._bits import (
@@ -125,14 +126,6 @@ def test_an_element_does_not_depend_on_the_axes(bits: int) -> None:
 
 
 # Keys
-
-
-def other_key(seed: int, impl: str) -> jax.Array:
-    try:
-        return jax.random.key(seed, impl=impl)
-    except ValueError:  # a generator that this version of jax does not have
-        assert impl in ("philox2x32", "threefry4x32")
-        return jax.random.key(seed, impl="rbg")
 
 
 @pytest.mark.parametrize("impl", OTHERS)

@@ -151,7 +151,7 @@ def test_every_form_tells_what_is_not_finite(form: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 56, 56, 3), (7, 3), (2, 2, 2, 3), (1000, 5), (1, 1, 3), (63, 65, 3)], ids=str)
-def test_a_sample_is_small_and_spread_over_all_reduced_axes(shape: tuple[int, ...]) -> None:
+def test_a_sample_is_small_and_holds_every_channel(shape: tuple[int, ...]) -> None:
     axes = tuple(range(len(shape) - 1))
     strides = _strides(shape, axes, 64)
     taken = [-(-n // step) for n, step in zip(shape, strides, strict=True)]

@@ -47,6 +47,16 @@ Builder = Callable[[jax.ShapeDtypeStruct], Layer | TorchLayer | None]
 """Makes a layer for an x of this shape, `[..., C]`, and dtype; None where there is none for it."""
 
 
+def with_gradient(apply: Callable[..., tuple[jax.Array, Any]]) -> Callable[..., tuple[jax.Array, Any, Any]]:
+    """Returns `(key, params, state, x, cotangent) -> (y, gradients for params and x, state)` of a layer's `apply`."""
+
+    def work(key: jax.Array, params: Any, state: Any, x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, Any, Any]:
+        y, pullback, state = jax.vjp(lambda params, x: apply(key, params, state, x), params, x, has_aux=True)
+        return y, pullback(cotangent), state
+
+    return work
+
+
 def with_relu(build: Callable[[jax.ShapeDtypeStruct], Layer]) -> Builder:
     """Returns the builder of this layer followed by a ReLU."""
 

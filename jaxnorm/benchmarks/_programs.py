@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm.benchmarks import _torch_programs
 from jaxnorm.benchmarks._costs import compile_program, residuals
-from jaxnorm.benchmarks._layer import AXIS, Builder, Layer, TorchLayer
+from jaxnorm.benchmarks._layer import AXIS, Builder, Layer, TorchLayer, with_gradient
 from jaxnorm.benchmarks._measure import Program
 
 LAYERS_TO_COMPILE = 48
@@ -42,12 +42,7 @@ def forward_and_backward(build: Builder, problem: Problem) -> Program | None:
         return _torch_programs.forward_and_backward(layer, problem.x, problem.cotangent)
     apply = _over_devices(layer, problem.mesh)
     arguments = (*_arguments(layer, problem), _as_input(layer, problem, problem.cotangent))
-
-    def work(key: jax.Array, params: Any, state: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        y, pullback, state = jax.vjp(lambda params, x: apply(key, params, state, x), params, x, has_aux=True)
-        return y, pullback(cotangent), state
-
-    run, costs = compile_program(work, *arguments)
+    run, costs = compile_program(with_gradient(apply), *arguments)
     key, params, state, x, _ = arguments
     kept = residuals(lambda params, x: apply(key, params, state, x), params, x)
     costs |= {"residual_bytes": kept.nbytes, "residual_input": kept.keeps_input}

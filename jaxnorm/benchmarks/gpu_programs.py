@@ -24,7 +24,7 @@ from tqdm import tqdm
 import jaxnorm
 from jaxnorm.benchmarks._gpu_compiler import compile_for_h200, connect_compiler
 from jaxnorm.benchmarks._gpu_kernels import Program
-from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, with_relu
+from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, with_gradient, with_relu
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._rows import noise, norm
 from jaxnorm.experiments._report import Table, make_folder, markdown_table, print_tables
@@ -93,13 +93,8 @@ def forward(layer: Layer, x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], 
 
 def forward_and_backward(layer: Layer, x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns the program of the layer and its gradient for x and the parameters, and its arguments or their shapes."""
-
-    def work(key: jax.Array, params: Any, state: Any, x: jax.Array, cotangent: jax.Array) -> Any:
-        y, pullback, state = jax.vjp(lambda params, x: layer.apply(key, params, state, x), params, x, has_aux=True)
-        return y, pullback(cotangent), state
-
     arguments = forward(layer, x)[1]
-    return work, (*arguments, jax.eval_shape(layer.apply, *arguments)[0])
+    return with_gradient(layer.apply), (*arguments, jax.eval_shape(layer.apply, *arguments)[0])
 
 
 DIRECTIONS = {"forward": forward, "forward and backward": forward_and_backward}
