@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import CASES, Arguments, Case
 from jax.sharding import AxisType
@@ -51,6 +52,16 @@ def loss(case: Case, key: jax.Array, arguments: Arguments) -> jax.Array:
     """A sum with uneven weights: of a norm's plain sum nearly all gradients vanish."""
     y, _ = case(key, arguments)
     return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+def assert_equal_but_for_rounding(got: Any, expected: Any, tolerance: float = 3e-6) -> None:
+    """Compares relative to the largest number of each array: beside it, one that is nearly 0 is a difference that was rounded."""
+
+    def compare(got: jax.Array, expected: jax.Array) -> None:
+        largest = np.max(np.abs(expected), initial=0.0)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * largest)
+
+    jax.tree.map(compare, got, expected)
 
 
 def varied_and_rest(arguments: Arguments) -> tuple[Arguments, Arguments]:
