@@ -147,16 +147,23 @@ def check_size(name: str, value: Any) -> int:
     return int(value)
 
 
-def check_bits(bits: Any, rate: Scalar) -> int:
+def check_bits(bits: Any, choices: tuple[int, ...]) -> int:
+    """Returns `bits`, or raises unless they are one of these numbers."""
+    wanted = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"bits must be {wanted}, got {_show(bits)}")
+    if bits not in choices:
+        raise ValueError(f"bits must be {wanted}, got {bits}")
+    return bits
+
+
+def check_decision_bits(bits: Any, rate: Scalar) -> int:
     """Returns how many random bits an element decide about dropping, or raises unless so many can.
 
     A concrete rate of which 8 bits would miss the probability to drop or to keep by more than 5 % raises; one below 2^-12, or so
     near to 1, is drawn with 32 bits where 16 are asked for. A traced rate gets the bits asked for.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"bits must be 8, 16 or 32, got {_show(bits)}")
-    if bits not in (8, 16, 32):
-        raise ValueError(f"bits must be 8, 16 or 32, got {bits}")
+    check_bits(bits, (8, 16, 32))
     if bits == 32 or not is_concrete(rate):
         return bits
     drop = np.atleast_1d(np.asarray(rate, np.float64))

@@ -8,8 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm._axes import canonical_axes
-from jaxnorm._checks import Scalar, check_bits, check_dtype, check_flag, check_float, check_number, is_concrete
-from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
+from jaxnorm._checks import (
+    Scalar,
+    check_bits,
+    check_decision_bits,
+    check_dtype,
+    check_flag,
+    check_float,
+    check_number,
+    is_concrete,
+)
+from jaxnorm._dropout.elementwise import NOISE_BITS, dropout, gaussian_dropout, uniform_dropout
 from jaxnorm._moments import AxisName
 from jaxnorm._norm.batch import batch_norm_as
 from jaxnorm._types import AffineParams, RunningStats, wide_dtype
@@ -98,7 +107,7 @@ def apply_dropout(
 ) -> jax.Array:
     """Returns the inputs with dropout, or as they are where `deterministic`; a rate known to be 0 or 1 needs no key."""
     check_number("rate", rate, low=0, high=1)
-    check_bits(bits, rate)
+    check_decision_bits(bits, rate)
 
     def noisy(x: jax.Array) -> jax.Array:
         if _is_known(rate, 1):
@@ -109,19 +118,41 @@ def apply_dropout(
 
 
 def apply_gaussian_dropout(
-    draw_key: DrawKey, inputs: jax.Array, rate: Scalar, *, deterministic: bool | jax.Array, broadcast_dims: Sequence[int]
+    draw_key: DrawKey,
+    inputs: jax.Array,
+    rate: Scalar,
+    *,
+    deterministic: bool | jax.Array,
+    broadcast_dims: Sequence[int],
+    bits: int,
 ) -> jax.Array:
     """Returns the inputs times Gaussian noise, or as they are where `deterministic`; a rate known to be 0 needs no key."""
     check_number("rate", rate, low=0, high=1, open_high=True)
-    return _unless(deterministic, inputs, rate, lambda x: gaussian_dropout(draw_key(), x, rate, broadcast_dims=broadcast_dims))
+    check_bits(bits, NOISE_BITS)
+
+    def noisy(x: jax.Array) -> jax.Array:
+        return gaussian_dropout(draw_key(), x, rate, broadcast_dims=broadcast_dims, bits=bits)
+
+    return _unless(deterministic, inputs, rate, noisy)
 
 
 def apply_uniform_dropout(
-    draw_key: DrawKey, inputs: jax.Array, beta: Scalar, *, deterministic: bool | jax.Array, broadcast_dims: Sequence[int]
+    draw_key: DrawKey,
+    inputs: jax.Array,
+    beta: Scalar,
+    *,
+    deterministic: bool | jax.Array,
+    broadcast_dims: Sequence[int],
+    bits: int,
 ) -> jax.Array:
     """Returns the inputs times uniform noise, or as they are where `deterministic`; a beta known to be 0 needs no key."""
     check_number("beta", beta, low=0, high=1)
-    return _unless(deterministic, inputs, beta, lambda x: uniform_dropout(draw_key(), x, beta, broadcast_dims=broadcast_dims))
+    check_bits(bits, NOISE_BITS)
+
+    def noisy(x: jax.Array) -> jax.Array:
+        return uniform_dropout(draw_key(), x, beta, broadcast_dims=broadcast_dims, bits=bits)
+
+    return _unless(deterministic, inputs, beta, noisy)
 
 
 def _unless(

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxnorm._axes import explicit_sharding
+from jaxnorm._compiler import unshared
 from jaxnorm._types import real_dtype, wide_dtype
 
 AxisName = Any
@@ -92,12 +93,12 @@ def _in_two_passes(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance, exact whatever the values are: no dearer on CPUs, which do not sum two things in one pass."""
     x = x.astype(wide_dtype(x.dtype))
-    shift = _shift(x, where, n, axes, sample=1)
+    shift = _shift(x, where, n, axes)
     offset = _sum(_select(where, x - shift), axes) / n.astype(x.dtype)
     mean = shift + offset
     # Far from zero the mean is rounded to steps that may not be small against the deviation: that much is too much in the sum.
     rounding = _abs_square(offset - (mean - shift))
-    var = _sum(_abs_square(_select(where, x - mean)), axes) / n - rounding
+    var = _sum(_abs_square(_select(where, x - unshared(mean))), axes) / n - rounding
     return mean, jnp.maximum(var, jnp.zeros((), var.dtype))
 
 
@@ -110,7 +111,7 @@ def _in_one_pass(
     sample, whatever the mean and the deviation are. (For a single element s it would where that is an outlier.)
     """
     x = x.astype(wide_dtype(x.dtype))
-    shift = _shift(x, where, n, axes, sample=_SAMPLE)
+    shift = _shift(x, where, n, axes)
     centered = _select(where, x - shift)
     offset = _sum(centered, axes) / n.astype(x.dtype)
     var = _sum(_abs_square(centered), axes) / n - _abs_square(offset)
@@ -145,22 +146,22 @@ def _count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.
     return jnp.sum(where, axes, dtype=jnp.uint32, keepdims=True).astype(real) * jnp.asarray(repeats, real)
 
 
-def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...], sample: int) -> jax.Array:
+def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns a number near each channel's counted elements: the mean of a sample, or a rough one where that may not count."""
     if where is None and x.size and explicit_sharding(x) is None:
-        some = lax.slice(x, (0,) * x.ndim, x.shape, _strides(x.shape, axes, sample))
+        some = lax.slice(x, (0,) * x.ndim, x.shape, _strides(x.shape, axes, _SAMPLE))
         # Shared out before anything uses it: a compiler that spreads x over devices would carry on with a part of it on each.
         some = lax.optimization_barrier(some)
         first = lax.slice(some, (0,) * x.ndim, tuple(1 if a in axes else size for a, size in enumerate(x.shape)))
-        return first if sample == 1 else first + jnp.mean(some - first, axes, keepdims=True)
+        return first + jnp.mean(some - first, axes, keepdims=True)
     return _sum(_select(where, x), axes) / n.astype(x.dtype)
 
 
 def _strides(shape: Sequence[int], axes: tuple[int, ...], sample: int) -> tuple[int, ...]:
-    """Returns strides that leave at most `sample` elements a channel, spread over the first reduced axes, as the examples."""
+    """Returns strides that leave at most `sample` elements a channel, about as many positions along every reduced axis."""
     strides = [1] * len(shape)
-    for a in axes:
-        kept = min(shape[a], sample)
+    for done, a in enumerate(axes):
+        kept = min(shape[a], round(sample ** (1 / (len(axes) - done))))
         strides[a] = -(-shape[a] // kept)
         sample //= kept
     return tuple(strides)

@@ -16,8 +16,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from jaxnorm._axes import noise_shape, shared_sharding
-from jaxnorm._bits import has_packed_form, packed_below, random_integers, random_words, resolution
-from jaxnorm._normal import standard_normal
+from jaxnorm._bits import random_integers, random_words, resolution
+from jaxnorm._normal import DEVIATION_OF_16_BITS, standard_normal
+from jaxnorm._packed_bits import has_packed_form, packed_below, packed_integers
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Draw:
       key: a typed key.
       shape: the shape of the array.
       sharding: its explicit sharding, or None.
-      bits: random bits an element for decisions of yes or no: 8, 16 or 32.
-      packed: whether decisions are to be drawn in the form for CPUs.
+      bits: random bits an element: 8, 16 or 32.
+      packed: whether to draw in the form for CPUs.
     """
 
     key: jax.Array
@@ -38,9 +39,17 @@ class Draw:
     bits: int
     packed: bool
 
-    def words(self) -> jax.Array:
-        """Returns a uniform uint32 for every element."""
-        return random_words(self.key, self.shape, self.sharding)
+    def numbers(self, of_word: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Returns what is made of a uniform uint32 for every element; of 16 bits, of the middle of those that begin with them."""
+        if self.bits == 32:
+            return of_word(random_words(self.key, self.shape, self.sharding))
+
+        def of_upper(upper: jax.Array) -> jax.Array:
+            return of_word(upper << 16 | np.uint32(0x8000))
+
+        if self.packed:
+            return of_upper(packed_integers(self.key, self.shape, self.sharding))
+        return random_integers(self.key, self.shape, self.bits, self.sharding, read=of_upper)
 
     def below(self, threshold: jax.Array) -> jax.Array:
         """Returns True with probability `threshold / resolution(bits)`; the threshold broadcasts to the shape."""
@@ -53,7 +62,7 @@ class NoiseKind(NamedTuple):
     """A kind of noise.
 
     Attributes:
-      prepare: from its amount and the bits of a decision to what it needs of them, computed once and not for every element.
+      prepare: from its amount and the bits of an element to what it needs of them, computed once and not for every element.
       apply: from a draw, x and what was prepared to y.
       decides: whether it takes decisions of yes or no from the draw.
     """
@@ -64,7 +73,7 @@ class NoiseKind(NamedTuple):
 
 
 def multiply_noise(
-    key: jax.Array, x: jax.Array, amount: jax.Array | np.ndarray, kind: NoiseKind, shared: tuple[int, ...], bits: int = 32
+    key: jax.Array, x: jax.Array, amount: jax.Array | np.ndarray, kind: NoiseKind, shared: tuple[int, ...], bits: int
 ) -> jax.Array:
     """Returns x times noise of this kind, one draw for each element but for the `shared` axes.
 
@@ -74,7 +83,7 @@ def multiply_noise(
       amount: the kind's parameter, a scalar or an array that broadcasts to the noise; no gradient flows into it.
       kind: one of those below.
       shared: axes along which all elements share one draw.
-      bits: random bits an element for decisions of yes or no: 8, 16 or 32.
+      bits: random bits an element: 8, 16 or 32; 16 or 32 of a kind that does not decide.
     """
     return _multiply_noise(key, x, amount, kind=kind, shared=shared, bits=bits)
 
@@ -92,16 +101,21 @@ def _multiply_noise(
         fresh = jax.random.wrap_key_data(data, impl=impl)
         return kind.apply(Draw(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared), bits, packed), x, prepared)
 
-    # The compiler must not see that forward and backward draw the same, or it would keep a byte an element from one to the
-    # other. Of the packed form it may: that keeps a bit or two, and hashing again takes longer than reading those.
+    # The compiler must not see that forward and backward draw the same, or it would keep a byte an element or more from one to
+    # the other. Of packed decisions it may: that keeps a bit, and hashing again takes longer than reading it.
     anywhere = jax.checkpoint(functools.partial(apply, packed=False))
-    on_cpu = jax.checkpoint(functools.partial(apply, packed=True), prevent_cse=False)
+    on_cpu = jax.checkpoint(functools.partial(apply, packed=True), prevent_cse=not kind.decides)
+
+    def after_x(data: jax.Array, x: jax.Array, prepared: Any) -> jax.Array:
+        # Numbers that go through memory are not to be drawn for all layers at once, before x is there.
+        return on_cpu(*lax.optimization_barrier((data, x)), prepared)
+
     # A part of an array of keys would be simplified into each draw in another way, and equal draws then not be seen as such.
     data = lax.optimization_barrier(jax.random.key_data(key))
     operands = data, x, kind.prepare(lax.stop_gradient(amount), bits)
     with jax.named_scope("jaxnorm.noise"):
-        if kind.decides and has_packed_form(key, bits):
-            return lax.platform_dependent(*operands, cpu=on_cpu, default=anywhere)
+        if (kind.decides or bits == 16) and has_packed_form(key, bits):
+            return lax.platform_dependent(*operands, cpu=on_cpu if kind.decides else after_x, default=anywhere)
         return anywhere(*operands)
 
 
@@ -137,11 +151,11 @@ def _keep_or_drop(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, jax.Array
 
 
 def _gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
-    return _times(x, 1 + std * standard_normal(draw.words()).astype(std.dtype))
+    return _times(x, 1 + std * draw.numbers(standard_normal).astype(std.dtype))
 
 
 def _uniform(draw: Draw, x: jax.Array, beta: jax.Array) -> jax.Array:
-    from_0_to_1 = (draw.words() >> 9).astype(jnp.float32) * np.float32(2**-23)  # as jax.random.uniform in float32
+    from_0_to_1 = draw.numbers(lambda words: (words >> 9).astype(jnp.float32) * np.float32(2**-23))  # as jax.random.uniform
     return _times(x, 1 + beta * (2 * from_0_to_1 - 1).astype(beta.dtype))
 
 
@@ -156,7 +170,7 @@ keep_or_drop = NoiseKind(_scaled, _keep_or_drop, decides=True)
 keep_unscaled = NoiseKind(_unscaled, _keep_or_drop, decides=True)
 """x with probability `keep`, else 0. A NaN `keep` gives NaN everywhere."""
 
-gaussian = NoiseKind(lambda std, _: std, _gaussian)
+gaussian = NoiseKind(lambda std, bits: std / DEVIATION_OF_16_BITS if bits == 16 else std, _gaussian)
 """x * n with n ~ N(1, std^2)."""
 
 uniform = NoiseKind(lambda beta, _: beta, _uniform)

@@ -19,6 +19,8 @@ _DENOMINATOR = (1.0, 0.101015591, 0.0327676274, 2.33355846e-3, 1.69698346e-4, 9.
 # log(1 + m) / m for 1 + m from sqrt(1/2) to sqrt(2), the same way: the logarithm's largest error is 2.1e-7.
 _LOG1P = (1.00000325, -0.500019651, 0.333032984, -0.248813395, 0.206046725, -0.189019798, 0.118274821)
 
+DEVIATION_OF_16_BITS = 0.99998986  # of the 65536 numbers that are made of 16 random bits, each in the middle of its interval
+
 
 def standard_normal(words: jax.Array) -> jax.Array:
     """Returns a standard normal number in float32 for each uniform `uint32`, which decides it alone.

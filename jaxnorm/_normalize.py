@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import reshard
 
 from jaxnorm._axes import shared_sharding
+from jaxnorm._compiler import unshared
 
 Activation = Callable[[jax.Array], jax.Array]
 """A function of single elements, as `jax.nn.relu`."""
@@ -106,7 +107,7 @@ def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangent
 
     def of_statistics(primals: Any, dmean: jax.Array, dfactor: jax.Array, dbias: jax.Array) -> jax.Array:
         x, where, _, mean, factor, _ = primals
-        centered = _valid(x, where, x.astype(mean.dtype) - mean)
+        centered = _valid(x, where, x.astype(mean.dtype) - unshared(mean))
         if where is None:
             return centered * dfactor + (dbias - dmean * factor)
         return centered * dfactor + _valid(x, where, -dmean * factor) + dbias

@@ -141,5 +141,6 @@ CASES = (
     Case("classic_dropout", _x, jaxnorm.classic_dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("weight_scaled", _x, jaxnorm.weight_scaled, {"rate": (0.0, 0.3, 1.0)}),
     Case("gaussian_dropout", _x, jaxnorm.gaussian_dropout, {"rate": (0.0, 0.3, 0.9)}),
+    Case("gaussian_dropout-32_bits", _x, jaxnorm.gaussian_dropout, {"rate": (0.0, 0.3, 0.9)}, {"bits": 32}),
     Case("uniform_dropout", _x, jaxnorm.uniform_dropout, {"beta": (0.0, 0.3, 1.0)}, {"broadcast_dims": (2,)}),
 )

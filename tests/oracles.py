@@ -136,9 +136,10 @@ def random_integers(key: ArrayLike, shape: Sequence[int], bits: int, start: int 
     return (both >> (lane * bits).astype(np.uint64) & np.uint64(2**bits - 1)).astype(np.uint32)
 
 
-def uniform_numbers(key: ArrayLike, shape: Sequence[int]) -> Array:
-    """Multiples of 2^-23 in [0, 1)."""
-    return random_integers(key, shape, 32) / 2.0**23
+def uniform_numbers(key: ArrayLike, shape: Sequence[int], bits: int = 16) -> Array:
+    """Numbers in [0, 1): of 32 bits multiples of 2^-23, of 16 the middles of the intervals between multiples of 2^-16."""
+    numbers = random_integers(key, shape, bits)
+    return numbers / 2.0**23 if bits == 32 else (numbers + 0.5) / 2.0**16
 
 
 def realised(rate: ArrayLike, bits: int = 16) -> Array:
@@ -161,14 +162,24 @@ def normal_numbers(words: ArrayLike) -> Array:
     return np.where(words >> 31, -1, 1) * np.sqrt(2) * erfcinv(outside)
 
 
-def gaussian_noise(key: ArrayLike, shape: Sequence[int], rate: float) -> Array:
+def normal_numbers_of_16_bits(numbers: ArrayLike) -> Array:
+    """Standard normal from whole numbers below 2^16: each is the middle of its interval, and all 2^16 have variance 1."""
+    middles = np.asarray(numbers).astype(np.uint32) << 16 | 2**15
+    return normal_numbers(middles) / np.std(normal_numbers(np.arange(2**15, 2**32, 2**16)))
+
+
+def gaussian_noise(key: ArrayLike, shape: Sequence[int], rate: float, bits: int = 16) -> Array:
     """N(1, rate / (1 - rate)) by inversion."""
-    return 1 + np.sqrt(rate / (1 - rate)) * normal_numbers(random_words(key, shape))
+    if bits == 32:
+        normal = normal_numbers(random_words(key, shape))
+    else:
+        normal = normal_numbers_of_16_bits(random_integers(key, shape, 16))
+    return 1 + np.sqrt(rate / (1 - rate)) * normal
 
 
-def uniform_noise(key: ArrayLike, shape: Sequence[int], beta: float) -> Array:
+def uniform_noise(key: ArrayLike, shape: Sequence[int], beta: float, bits: int = 16) -> Array:
     """U(1 - beta, 1 + beta)."""
-    return 1 - beta + 2 * beta * uniform_numbers(key, shape)
+    return 1 - beta + 2 * beta * uniform_numbers(key, shape, bits)
 
 
 def _index(shape: Sequence[int], start: int = 0) -> Array:

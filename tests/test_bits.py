@@ -12,19 +12,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_array_equal
-from promises import other_key
+from promises import check_vma, other_key
 
-from jaxnorm import _bits
-from jaxnorm._bits import (
-    _threefry2x32,
-    _threefry_data,
-    element_index,
-    has_packed_form,
-    packed_below,
-    random_integers,
-    random_words,
-    resolution,
-)
+from jaxnorm import _packed_bits
+from jaxnorm._bits import element_index, random_integers, random_words, resolution, threefry2x32, threefry_data
+from jaxnorm._packed_bits import has_packed_form, packed_below, packed_integers
 
 # Random123's known answers (threefry2x32, 20 rounds): counter, key, result.
 VECTORS = [
@@ -47,6 +39,8 @@ SHAPES = [
     (33, 70),
     (32, 7),
     (34, 7),
+    (64, 5),
+    (128, 3),
     (2, 48),
     (0, 8),
     (4, 0),
@@ -64,23 +58,27 @@ def thresholds(bits: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "bits", "sharding"))
-def both(
+def drawn(
     key: jax.Array, threshold: jax.Array, shape: tuple[int, ...], bits: int, sharding: NamedSharding | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """The numbers, and where they are below the threshold: one form of drawing each."""
-    return random_integers(key, shape, bits, sharding), packed_below(key, threshold, shape, bits, sharding)
+) -> tuple[list[jax.Array], jax.Array]:
+    """The numbers in every form there is, and where they are below the threshold."""
+    numbers = [random_integers(key, shape, bits, sharding)]
+    if bits == 16:
+        numbers.append(packed_integers(key, shape, sharding))
+    return numbers, packed_below(key, threshold, shape, bits, sharding)
 
 
 def check(key: jax.Array, expected: np.ndarray, bits: int, sharding: NamedSharding | None = None) -> None:
-    """Both forms draw the expected numbers, of the expected type."""
+    """Every form draws the expected numbers, of the expected type."""
     for threshold in thresholds(bits):
-        numbers, below = both(key, threshold, expected.shape, bits, sharding)
-        assert (numbers.shape, numbers.dtype) == (expected.shape, jnp.uint32)
+        forms, below = drawn(key, threshold, expected.shape, bits, sharding)
         assert (below.shape, below.dtype) == (expected.shape, jnp.bool_)
-        if sharding is not None:
-            assert jax.typeof(numbers).sharding.spec == jax.typeof(below).sharding.spec == sharding.spec
-        assert_array_equal(numbers, expected)
         assert_array_equal(below, expected < threshold)
+        for numbers in forms:
+            assert (numbers.shape, numbers.dtype) == (expected.shape, jnp.uint32)
+            assert_array_equal(numbers, expected)
+        if sharding is not None:
+            assert {jax.typeof(part).sharding.spec for part in (*forms, below)} == {sharding.spec}
 
 
 def key_data(key: jax.Array) -> np.ndarray:
@@ -93,7 +91,7 @@ def key_data(key: jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("counter, key, result", VECTORS)
 def test_published_vectors(counter: tuple[int, int], key: tuple[int, int], result: tuple[int, int]) -> None:
     assert tuple(int(word) for word in oracles.threefry2x32(key, counter)) == result
-    ours = _threefry2x32(jnp.asarray(key, jnp.uint32), *(jnp.asarray(word, jnp.uint32) for word in counter))
+    ours = threefry2x32(jnp.asarray(key, jnp.uint32), *(jnp.asarray(word, jnp.uint32) for word in counter))
     assert tuple(int(word) for word in ours) == result
 
 
@@ -111,7 +109,7 @@ def test_words_are_those_of_jax(shape: tuple[int, ...], seed: int) -> None:
 
 @all_bits
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_both_forms_draw_what_the_oracle_draws(shape: tuple[int, ...], bits: int) -> None:
+def test_every_form_draws_what_the_oracle_draws(shape: tuple[int, ...], bits: int) -> None:
     words = (7, 2**31 + 5)
     key = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32))
     check(key, oracles.random_integers(words, shape, bits), bits)
@@ -147,7 +145,7 @@ def test_other_generators_draw_32_bits_with_jax(impl: str) -> None:
 def test_every_word_of_another_generators_key_changes_the_derived_one() -> None:
     words = np.random.default_rng(0).integers(0, 2**32, 4, dtype=np.uint32)
     keys = [words] + [np.where(np.arange(4) == i, words ^ 1, words) for i in range(4)]
-    derived = [np.asarray(_threefry_data(jax.random.wrap_key_data(jnp.asarray(key), impl="rbg"))) for key in keys]
+    derived = [np.asarray(threefry_data(jax.random.wrap_key_data(jnp.asarray(key), impl="rbg"))) for key in keys]
     for a, b in itertools.combinations(derived, 2):
         assert (a != b).all()
 
@@ -166,40 +164,44 @@ BATCHES = [
 def test_a_batch_of_keys_draws_as_each_alone(impl: str, bits: int, shape: tuple[int, ...]) -> None:
     keys = jax.random.split(other_key(5, impl), 3)
     threshold = thresholds(bits)[2]
-    together = jax.vmap(lambda key: both(key, threshold, shape, bits))(keys)
+    together = jax.vmap(lambda key: drawn(key, threshold, shape, bits))(keys)
     for i, key in enumerate(keys):
-        for lane, alone in zip(together, both(key, threshold, shape, bits), strict=True):
-            assert_array_equal(lane[i], alone)
-    assert len({np.asarray(numbers).tobytes() for numbers in together[0]}) == 3
+        jax.tree.map(lambda lanes, alone, i=i: assert_array_equal(lanes[i], alone), together, drawn(key, threshold, shape, bits))
+    for forms in together[0]:
+        assert len({np.asarray(numbers).tobytes() for numbers in forms}) == 3
 
 
 @all_bits
 def test_a_batch_of_thresholds_asks_of_the_same_numbers(bits: int) -> None:
-    run = jax.jit(jax.vmap(lambda key, threshold: both(key, threshold, (5, 32), bits), (None, 0)))
-    numbers, below = run(jax.random.key(6), thresholds(bits))
+    run = jax.jit(jax.vmap(lambda key, threshold: drawn(key, threshold, (5, 32), bits), (None, 0)))
+    forms, below = run(jax.random.key(6), thresholds(bits))
     expected = oracles.random_integers((0, 6), (5, 32), bits)
     for i, threshold in enumerate(thresholds(bits)):
-        assert_array_equal(numbers[i], expected)
+        for numbers in forms:
+            assert_array_equal(numbers[i], expected)
         assert_array_equal(below[i], expected < threshold)
 
 
 # Devices
 
 
-@pytest.mark.parametrize("bits, check_vma", [(8, True), (16, False), (32, True)], ids=["8 vma", "16", "32 vma"])
-def test_every_device_of_a_shard_map_draws_from_its_own_key(bits: int, check_vma: bool) -> None:
+@check_vma
+@all_bits
+@pytest.mark.parametrize("shape", [(3, 32), (3, 7)], ids=str)
+def test_every_device_of_a_shard_map_draws_from_its_own_key(shape: tuple[int, ...], bits: int, check_vma: bool) -> None:
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     threshold = thresholds(bits)[2]
 
     def part(key: jax.Array) -> Any:
         own = jax.random.fold_in(key, jax.lax.axis_index("d"))
-        return jax.tree.map(lambda a: a[None], both(own, threshold, (3, 32), bits))
+        return jax.tree.map(lambda a: a[None], drawn(own, threshold, shape, bits))
 
     run = jax.shard_map(part, mesh=mesh, in_specs=P(), out_specs=P("d"), check_vma=check_vma)
-    numbers, below = jax.jit(run)(jax.random.key(8))
+    forms, below = jax.jit(run)(jax.random.key(8))
     for i in range(4):
-        expected = oracles.random_integers(key_data(jax.random.fold_in(jax.random.key(8), i)), (3, 32), bits)
-        assert_array_equal(numbers[i], expected)
+        expected = oracles.random_integers(key_data(jax.random.fold_in(jax.random.key(8), i)), shape, bits)
+        for numbers in forms:
+            assert_array_equal(numbers[i], expected)
         assert_array_equal(below[i], expected < threshold)
 
 
@@ -270,9 +272,12 @@ def test_numbers_beyond_32_bits_are_those_of_their_position(shape: tuple[int, ..
 def test_answers_beyond_32_bits_are_those_of_their_position(
     shape: tuple[int, ...], bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_bits, "_in_memory", lambda packed: packed)  # 2^34 bytes of it, else
+    monkeypatch.setattr(_packed_bits, "in_memory", lambda packed: packed)  # 2^34 bytes of it, else
+    monkeypatch.setattr(_packed_bits, "stored", lambda compute, other: compute())
     index = (shape[0] - 1, shape[1] - 3)
     expected = int(oracles.random_integers((0, 9), (), bits, start=position(shape, index)))
     limits = jnp.asarray([expected, expected + 1], jnp.uint32)
     answers = element(lambda key: [packed_below(key, limit, shape, bits) for limit in limits], index)
     assert [bool(answer) for answer in answers] == [False, True]
+    if bits == 16:
+        assert int(element(lambda key: packed_integers(key, shape), index)) == expected

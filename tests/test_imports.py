@@ -12,8 +12,8 @@ import jaxnorm
 
 PACKAGE = Path(jaxnorm.__file__).parent
 LAYERS = (  # a module may import from layers above its own, and from modules of its own layer or folder
-    ("_types", "_checks", "_axes"),
-    ("_moments", "_normalize", "_running", "_bits", "_normal", "_noise"),
+    ("_types", "_checks", "_axes", "_compiler"),
+    ("_moments", "_normalize", "_running", "_bits", "_packed_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),
     ("_modules",),
     ("linen", "nnx", "training", "diagnostics", "interop"),

@@ -85,15 +85,21 @@ def test_linen_and_nnx_agree_on_noise_with_the_functions(api):
     draws("Dropout", jaxnorm.dropout, 0.5)
     for bits in (8, 16, 32):
         draws("Dropout", jaxnorm.dropout, 0.3, bits=bits)
-    draws("GaussianDropout", jaxnorm.gaussian_dropout, 0.5)
-    draws("UniformDropout", jaxnorm.uniform_dropout, 0.5)
+    for bits in (16, 32):
+        draws("GaussianDropout", jaxnorm.gaussian_dropout, 0.5, bits=bits)
+        draws("UniformDropout", jaxnorm.uniform_dropout, 0.5, bits=bits)
 
 
 @each_api
-def test_dropout_draws_with_16_bits_where_nothing_is_said(api):
+@each_noise
+def test_noise_is_drawn_with_16_bits_where_nothing_is_said(api, name):
     x = batch((8, 16))
-    y, *said = (OURS[api].noise("Dropout", 3, x, 0.3, **bits) for bits in ({}, {"bits": 8}, {"bits": 16}, {"bits": 32}))
-    assert [np.array_equal(y, other) for other in said] == [False, True, False]
+    y, *said = (OURS[api].noise(name, 3, x, 0.3, **bits) for bits in ({}, {"bits": 16}, {"bits": 32}))
+    assert [np.array_equal(y, other) for other in said] == [True, False]
+
+
+@each_api
+def test_dropout_of_a_small_rate_takes_32_bits(api):
     tiny = [OURS[api].noise("Dropout", 3, jnp.ones(100_000), 1e-4, bits=bits) for bits in (16, 32)]
     np.testing.assert_array_equal(*tiny)
     assert (tiny[0] == 0).any()
@@ -208,9 +214,12 @@ def test_noise_of_what_is_not_real_raises(api, name, deterministic, dtype):
 
 
 @each_api
-def test_bits_and_axes_of_dropout_are_checked(api):
+def test_bits_and_axes_of_noise_are_checked(api):
     with pytest.raises(ValueError, match=r"bits must be 8, 16 or 32, got 7"):
         OURS[api].noise("Dropout", 3, X, 0.5, bits=7)
+    for name in ("GaussianDropout", "UniformDropout"):
+        with pytest.raises(ValueError, match=r"bits must be 16 or 32, got 8"):
+            OURS[api].noise(name, 3, X, 0.5, bits=8, deterministic=True)
     for deterministic in (False, True):
         with pytest.raises(ValueError, match=r"bits must be 16 or 32 for a rate of 0.01, "):
             OURS[api].noise("Dropout", 3, X, 0.01, bits=8, deterministic=deterministic)

@@ -118,14 +118,16 @@ def test_every_form_counts_only_what_counts(form: Callable[..., Any]) -> None:
 
 @FORMS
 @pytest.mark.parametrize("mean", [0.0, 1e4, 1e6], ids=str)
-@pytest.mark.parametrize("outlier", ["none", "first", "zeros"])
+@pytest.mark.parametrize("outlier", ["none", "first", "zeros", "corners"])
 def test_no_form_cancels(form: Callable[..., Any], mean: float, outlier: str) -> None:
-    """Neither for a mean far from zero nor where the elements that are looked at first are remote from the others."""
-    x = np.random.default_rng(0).normal(mean, 1, (64, 32, 8, 4)).astype(np.float32)
+    """Neither for a mean far from zero nor where elements that are looked at are remote from the others."""
+    x = np.random.default_rng(0).normal(mean, 1, (64, 32, 32, 4)).astype(np.float32)
     if outlier == "first":
         x[0, 0, 0] = 1e4 - mean
     if outlier == "zeros":
         x[:4] = 0
+    if outlier == "corners":
+        x[:, 0, 0] = 0
     exact_mean, exact_var, _ = oracles.moments(x, (0, 1, 2))
     got_mean, got_var = of_form(form, x, (0, 1, 2))
     assert_allclose(got_mean, np.squeeze(exact_mean), rtol=3e-7, atol=1e-5 * float(np.sqrt(exact_var.max())))
@@ -158,3 +160,4 @@ def test_a_sample_is_small_and_holds_every_channel(shape: tuple[int, ...]) -> No
     assert taken[-1] == shape[-1]
     assert 1 <= np.prod(taken[:-1]) <= 64
     assert np.prod(taken[:-1]) >= min(16, np.prod(shape[:-1]))
+    assert all(kept > 1 for kept, n in zip(taken[:-1], shape[:-1], strict=True) if n > 1)

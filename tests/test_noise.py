@@ -1,11 +1,13 @@
 """The kinds of noise on draws made by hand: bounds, limits and selection, one operation at a time, which nothing rewrites."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -23,13 +25,13 @@ packed_bits = pytest.mark.parametrize("bits", [8, 16])
 class Given:
     """A draw of numbers that are given."""
 
-    numbers: np.ndarray
+    drawn: np.ndarray
 
-    def words(self) -> jax.Array:
-        return jnp.asarray(self.numbers)
+    def numbers(self, of_word: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return of_word(jnp.asarray(self.drawn))
 
     def below(self, threshold: jax.Array) -> jax.Array:
-        return jnp.asarray(self.numbers) < threshold
+        return jnp.asarray(self.drawn) < threshold
 
 
 def all_numbers(bits: int) -> np.ndarray:
@@ -136,6 +138,24 @@ def test_gaussian_noise_has_the_sign_of_the_word_and_is_symmetric() -> None:
     assert_allclose(noise[0] + noise[5], 2, rtol=1e-6)
     assert 6 < noise[0] - 1 < 7
     assert_array_equal(noisy(gaussian, WORDS, 0), np.ones(WORDS.shape))
+
+
+@pytest.mark.parametrize("kind", [gaussian, uniform], ids=["gaussian", "uniform"])
+def test_mean_and_variance_over_all_numbers_of_16_bits_are_exact(kind: NoiseKind) -> None:
+    words = np.arange(2**16, dtype=np.uint32) << 16 | np.uint32(2**15)
+    noise = np.asarray(noisy(kind, words, 0.5, bits=16), np.float64)
+    assert abs(noise.mean() - 1) < 1e-9
+    assert_allclose(noise.var(), 0.25 if kind is gaussian else 0.25 / 3, rtol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 64), (6, 6)], ids=str)
+def test_both_forms_of_a_draw_have_the_words_of_16_bits(shape: tuple[int, ...]) -> None:
+    """The middle of those that begin with the 16 bits."""
+    draws = [Draw(jax.random.key(5), shape, None, 16, packed) for packed in (True, False)]
+    packed, plain = (np.asarray(draw.numbers(lambda words: words)) for draw in draws)
+    assert_array_equal(packed, plain)
+    assert_array_equal(plain & 0xFFFF, np.full(shape, 2**15))
+    assert_array_equal(plain >> 16, oracles.random_integers((0, 5), shape, 16))
 
 
 def test_uniform_noise_reaches_its_lower_bound_and_stays_below_the_upper() -> None:

@@ -231,12 +231,17 @@ def test_nothing_but_the_key_and_the_amounts_is_kept_for_the_gradient(case: Case
     assert all(leaf.size <= max(2, amounts) for leaf in jax.tree.leaves(pullback))
 
 
-def bits_in_memory(case: Case) -> int:
-    """How many bits an element the form for CPUs keeps of a mask, less work than to draw it again; 0 of other noise."""
-    decides = case.function in (jaxnorm.dropout, jaxnorm.classic_dropout)
-    if not decides or "broadcast_dims" in case.options or np.ndim(case.amounts["rate"][1]):
-        return 0
-    return {8: 1, 16: 2, 32: 1}[case.options.get("bits", 16)]
+def bits_in_memory(case: Case) -> tuple[int, int]:
+    """How many bits an element the form for CPUs keeps for the gradient, and how many it holds while it draws.
+
+    It keeps packed masks, which takes less time than to draw them again. Of other noise it keeps nothing, but numbers of 16 bits go
+    through memory; and XLA as of jax 0.10, which drops barriers, keeps them for the gradient.
+    """
+    bits = case.options.get("bits", 16)
+    if case.function in (jaxnorm.dropout, jaxnorm.classic_dropout):
+        return (0 if np.ndim(case.amounts["rate"][1]) else 2), 0
+    in_memory = 16 if bits == 16 else 0
+    return (in_memory, 0) if jax.__version_info__ < (0, 11) else (0, in_memory)
 
 
 def temporaries(layers: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> float:
@@ -252,8 +257,7 @@ def temporaries(layers: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Arra
 
 @each_random
 @pytest.mark.parametrize("layers", [1, 12])
-def test_compiled_layers_keep_two_bits_an_element_at_most(case: Case, layers: int) -> None:
-    """Packed masks of 8 and 32 bits take one, of 16 bits two, other noise none."""
+def test_compiled_layers_keep_a_mask_of_two_bits_at_most(case: Case, layers: int) -> None:
     arguments = case.arguments()
 
     def chain(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -261,10 +265,11 @@ def test_compiled_layers_keep_two_bits_an_element_at_most(case: Case, layers: in
             x, _ = case(own, {**arguments, "x": x})
         return x
 
-    assert temporaries(chain, jnp.ones((256, 2, 64, 3))) <= layers * (bits_in_memory(case) + 0.1)
+    kept, drawing = bits_in_memory(case)
+    assert temporaries(chain, jnp.ones((256, 2, 64, 3))) <= layers * (kept + 0.1) + drawing
 
 
-@pytest.mark.parametrize("bits, kept", [(8, 1), (16, 2), (32, 1)])
+@pytest.mark.parametrize("bits, kept", [(8, 1), (16, 1), (32, 1)])
 def test_programs_for_cpus_draw_packed_masks(bits: int, kept: int) -> None:
     """Or they would hash at every element."""
     layer = lambda key, x: jaxnorm.dropout(key, x, 0.3, bits=bits)  # noqa: E731

@@ -9,9 +9,21 @@ import numpy as np
 from jax import lax
 
 from jaxnorm._axes import canonical_axes, noise_shape
-from jaxnorm._checks import Scalar, check_amount_shape, check_bits, check_float, check_key, check_number, is_concrete
+from jaxnorm._checks import (
+    Scalar,
+    check_amount_shape,
+    check_bits,
+    check_decision_bits,
+    check_float,
+    check_key,
+    check_number,
+    is_concrete,
+)
 from jaxnorm._noise import NoiseKind, gaussian, keep_or_drop, keep_unscaled, multiply_noise, uniform
 from jaxnorm._types import wide_dtype
+
+NOISE_BITS = (16, 32)
+"""How many random bits a number of the noise can be made of."""
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16) -> jax.Array:
@@ -21,8 +33,8 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
     `Var[y] = x^2 rate / (1 - rate)`. Inference: the identity; do not call it.
 
     The mask is a function of the key and the shape alone: it does not depend on how x is sharded, on `vmap`, or on the device.
-    Only the key is kept for the gradient (a program compiled for a CPU may keep one or two bits an element of the mask instead
-    of drawing it again).
+    Only the key is kept for the gradient (a program compiled for a CPU may keep a bit an element, or two, of the mask instead of
+    drawing it again).
 
     With 16 or 8 bits an element, four or eight elements share a hash, and the probability to keep is `1 - rate` rounded to a
     multiple of 2^-16 or 2^-8, and not to 0 unless the rate is 1. What is kept is divided by the probability that is realised,
@@ -140,15 +152,19 @@ def weight_scaled(x: jax.Array, rate: Scalar) -> jax.Array:
     return (x.astype(keep.dtype) * keep).astype(x.dtype)
 
 
-def gaussian_dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = ()) -> jax.Array:
+def gaussian_dropout(
+    key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16
+) -> jax.Array:
     """Multiplies every element by Gaussian noise of mean 1, as much noise as dropout of the same rate.
 
     Training: `y = x n`, `n ~ N(1, rate / (1 - rate))`, so that `E[y] = x` and `Var[y] = x^2 rate / (1 - rate)`. Inference: the
     identity; do not call it.
 
-    The normal numbers are made of 32 random bits each, by the inverse of the distribution function: one bit is the sign, and 31
-    are the probability of lying further from 0, so that they reach 6.3 standard deviations. They are not those of
-    `jax.random.normal`, which uses 23 bits. Only the key is kept for the gradient.
+    The normal numbers are made of 16 or 32 random bits each, by the inverse of the distribution function: one bit is the sign,
+    the others are the probability of lying further from 0. 16 bits stand for 65536 intervals of equal probability, by their
+    middles, which reach 4.3 standard deviations and are scaled so that their variance is exact; four elements share a hash. 32
+    bits reach 6.3 standard deviations. Neither are the numbers of `jax.random.normal`, which uses 23 bits. Only the key is kept
+    for the gradient.
 
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
@@ -156,14 +172,15 @@ def gaussian_dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_di
       rate: the amount of noise, in [0, 1) (at 1 the variance is infinite); a number or a traced scalar, or an array of x's rank
         that broadcasts to the noise. No gradient flows into it. A traced rate outside [0, 1) gives NaN everywhere.
       broadcast_dims: axes along which all elements share one draw.
+      bits: random bits an element of which a number is made: 16 or 32.
 
     Returns:
       Array of x's shape and dtype.
 
     Raises:
       ValueError: if a concrete rate is outside [0, 1) or has another shape than the noise, if an axis is out of range or named
-        twice, or if key is an array of several keys.
-      TypeError: if x does not hold floating point numbers, or if key is no key.
+        twice, if bits is another number, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, if bits is no int, or if key is no key.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -175,10 +192,13 @@ def gaussian_dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_di
       >>> print(f"mean {y.mean():.2f}, variance {y.var():.2f}")
       mean 1.00, variance 0.25
     """
-    return _noisy(key, x, "rate", rate, _std, gaussian, broadcast_dims, open_high=True)
+    bits = check_bits(bits, NOISE_BITS)
+    return _noisy(key, x, "rate", rate, _std, gaussian, broadcast_dims, bits, open_high=True)
 
 
-def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dims: Sequence[int] = ()) -> jax.Array:
+def uniform_dropout(
+    key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16
+) -> jax.Array:
     """Multiplies every element by uniform noise around 1 (Uout).
 
     Training: `y = x n`, `n ~ U(1 - beta, 1 + beta)`, so that `E[y] = x` and `Var[y] = x^2 beta^2 / 3`. Inference: the identity;
@@ -187,7 +207,9 @@ def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dim
     The noise is as much as that of dropout at the rate `beta^2 / (3 + beta^2)`, at most 0.25: that, and nothing about the uniform
     distribution, is why it shifts the variances of a following batch norm so little.
 
-    The uniform numbers are those of `jax.random.uniform` in float32 for the same key. Only the key is kept for the gradient.
+    The uniform numbers are made of 16 or 32 random bits each. 16 bits stand for 65536 intervals, by their middles, and four
+    elements share a hash; with 32 bits they are those of `jax.random.uniform` in float32 for the same key. Only the key is kept
+    for the gradient.
 
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
@@ -195,14 +217,15 @@ def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dim
       beta: the half width of the noise, in [0, 1]; a number or a traced scalar, or an array of x's rank that broadcasts to the
         noise. No gradient flows into it. A traced beta outside [0, 1] gives NaN everywhere.
       broadcast_dims: axes along which all elements share one draw.
+      bits: random bits an element of which a number is made: 16 or 32.
 
     Returns:
       Array of x's shape and dtype.
 
     Raises:
       ValueError: if a concrete beta is outside [0, 1] or has another shape than the noise, if an axis is out of range or named
-        twice, or if key is an array of several keys.
-      TypeError: if x does not hold floating point numbers, or if key is no key.
+        twice, if bits is another number, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, if bits is no int, or if key is no key.
 
     References:
       Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
@@ -214,14 +237,14 @@ def uniform_dropout(key: jax.Array, x: jax.Array, beta: Scalar, *, broadcast_dim
       >>> print(f"from {y.min():.2f} to {y.max():.2f}, mean {y.mean():.2f}")
       from 0.50 to 1.50, mean 1.00
     """
-    return _noisy(key, x, "beta", beta, _half_width, uniform, broadcast_dims)
+    return _noisy(key, x, "beta", beta, _half_width, uniform, broadcast_dims, check_bits(bits, NOISE_BITS))
 
 
 def _bernoulli(
     key: jax.Array, x: jax.Array, rate: Scalar, kind: NoiseKind, broadcast_dims: Sequence[int], bits: int
 ) -> jax.Array:
     check_number("rate", rate, low=0, high=1)
-    return _noisy(key, x, "rate", rate, _keep, kind, broadcast_dims, bits=check_bits(bits, rate))
+    return _noisy(key, x, "rate", rate, _keep, kind, broadcast_dims, check_decision_bits(bits, rate))
 
 
 def _noisy(
@@ -232,9 +255,9 @@ def _noisy(
     convert: Callable[[Scalar, np.dtype], Any],
     kind: NoiseKind,
     broadcast_dims: Sequence[int],
+    bits: int,
     *,
     open_high: bool = False,
-    bits: int = 32,
 ) -> jax.Array:
     """Checks the arguments of a dropout of single elements, and multiplies the noise."""
     key = check_key(key)

@@ -164,6 +164,8 @@ _PHOTOS = Sizes(full=((64, 32, 32, 3),), quick=((8, 32, 32, 3),), least_on_gpu=1
 _F32 = ("float32",)
 _FLAX = ("flax linen",)
 _BITS = {f"jaxnorm, {bits} bits": noise(jaxnorm.dropout, RATE, bits=bits) for bits in (16, 8, 32)}
+_GAUSSIAN = {f"jaxnorm, {bits} bits": noise(jaxnorm.gaussian_dropout, RATE, bits=bits) for bits in (16, 32)}
+_UNIFORM = {f"jaxnorm, {bits} bits": noise(jaxnorm.uniform_dropout, BETA, bits=bits) for bits in (16, 32)}
 _DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
 _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
@@ -172,8 +174,8 @@ _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 # fmt: off
 ROWS = (
     Row("dropout", "Dropout", _TRAINING, _BITS, _ARRAYS, passes=4, headline=True),
-    Row("gaussian_dropout", "Gaussian dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.gaussian_dropout, RATE)}, _ARRAYS, passes=4),
-    Row("uniform_dropout", "Uniform dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.uniform_dropout, BETA)}, _ARRAYS, passes=4),
+    Row("gaussian_dropout", "Gaussian dropout", _TRAINING, _GAUSSIAN, _ARRAYS, passes=4),
+    Row("uniform_dropout", "Uniform dropout", _TRAINING, _UNIFORM, _ARRAYS, passes=4),
     Row("batch_norm", "Batch norm", _TRAINING, _NORM, _IMAGES, passes=8, headline=True),
     Row("batch_norm_inference", "Batch norm", _INFERENCE, {"jaxnorm": norm(train=False)}, _IMAGES, passes=2),
     Row("batch_norm_relu", "Batch norm and ReLU", _TRAINING, _NORM_RELU, _IMAGES, passes=8, headline=True),

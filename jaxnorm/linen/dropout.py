@@ -82,6 +82,7 @@ class GaussianDropout(nn.Module):
       broadcast_dims: axes along which all elements share one draw.
       deterministic: whether to return the inputs as they are; here or in the call.
       rng_collection: name of the stream of keys.
+      bits: random bits an element of which a number of the noise is made: 16 or 32.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -99,6 +100,7 @@ class GaussianDropout(nn.Module):
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"
+    bits: int = 16
 
     @nn.compact
     def __call__(
@@ -107,7 +109,12 @@ class GaussianDropout(nn.Module):
         """Multiplies the inputs by noise; arguments and errors as in `Dropout`."""
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
         return apply_gaussian_dropout(
-            _key_from(self, rng), inputs, self.rate, deterministic=deterministic, broadcast_dims=self.broadcast_dims
+            _key_from(self, rng),
+            inputs,
+            self.rate,
+            deterministic=deterministic,
+            broadcast_dims=self.broadcast_dims,
+            bits=self.bits,
         )
 
 
@@ -121,6 +128,7 @@ class UniformDropout(nn.Module):
       broadcast_dims: axes along which all elements share one draw.
       deterministic: whether to return the inputs as they are; here or in the call.
       rng_collection: name of the stream of keys.
+      bits: random bits an element of which a number of the noise is made: 16 or 32.
 
     References:
       Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
@@ -138,6 +146,7 @@ class UniformDropout(nn.Module):
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"
+    bits: int = 16
 
     @nn.compact
     def __call__(
@@ -146,7 +155,12 @@ class UniformDropout(nn.Module):
         """Multiplies the inputs by noise; arguments and errors as in `Dropout`."""
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
         return apply_uniform_dropout(
-            _key_from(self, rng), inputs, self.beta, deterministic=deterministic, broadcast_dims=self.broadcast_dims
+            _key_from(self, rng),
+            inputs,
+            self.beta,
+            deterministic=deterministic,
+            broadcast_dims=self.broadcast_dims,
+            bits=self.bits,
         )
 
 

@@ -142,6 +142,7 @@ class GaussianDropout(_Noise):
       deterministic: whether to return the inputs as they are; set by `train()` and `eval()`.
       rng_collection: name of the stream of keys.
       rngs: the streams, of which the layer forks its own, or None to give keys in the call.
+      bits: random bits an element of which a number of the noise is made: 16 or 32.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -163,10 +164,12 @@ class GaussianDropout(_Noise):
         deterministic: bool | jax.Array | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs | nnx.RngStream | None = None,
+        bits: int = 16,
     ):
         """Forks the stream of keys; the arguments are those of the class."""
         super().__init__(broadcast_dims, deterministic, rng_collection, rngs)
         self.rate = rate
+        self.bits = bits
 
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | jax.Array | None = None, rngs: Keys | None = None
@@ -178,6 +181,7 @@ class GaussianDropout(_Noise):
             self.rate,
             deterministic=first_given(self, "deterministic", deterministic),
             broadcast_dims=self.broadcast_dims,
+            bits=self.bits,
         )
 
 
@@ -192,6 +196,7 @@ class UniformDropout(_Noise):
       deterministic: whether to return the inputs as they are; set by `train()` and `eval()`.
       rng_collection: name of the stream of keys.
       rngs: the streams, of which the layer forks its own, or None to give keys in the call.
+      bits: random bits an element of which a number of the noise is made: 16 or 32.
 
     References:
       Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
@@ -213,10 +218,12 @@ class UniformDropout(_Noise):
         deterministic: bool | jax.Array | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs | nnx.RngStream | None = None,
+        bits: int = 16,
     ):
         """Forks the stream of keys; the arguments are those of the class."""
         super().__init__(broadcast_dims, deterministic, rng_collection, rngs)
         self.beta = beta
+        self.bits = bits
 
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | jax.Array | None = None, rngs: Keys | None = None
@@ -228,4 +235,5 @@ class UniformDropout(_Noise):
             self.beta,
             deterministic=first_given(self, "deterministic", deterministic),
             broadcast_dims=self.broadcast_dims,
+            bits=self.bits,
         )

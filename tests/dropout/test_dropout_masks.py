@@ -184,14 +184,14 @@ def test_classic_and_inverted_dropout_draw_the_same_mask_for_the_same_key(bits: 
     assert_array_equal(dropout(jax.random.key(2), x, 0.3, bits=bits) != 0, classic != 0)
 
 
-def test_uniform_noise_is_that_of_jax() -> None:
-    noise = uniform_dropout(jax.random.key(2), jnp.ones((300, 5)), 0.5)
+def test_uniform_noise_of_32_bits_is_that_of_jax() -> None:
+    noise = uniform_dropout(jax.random.key(2), jnp.ones((300, 5)), 0.5, bits=32)
     np.testing.assert_allclose(noise, jax.random.uniform(jax.random.key(2), (300, 5)) + 0.5, rtol=2e-7)
 
 
-def test_gaussian_noise_is_that_of_its_own_words() -> None:
+def test_gaussian_noise_of_32_bits_is_that_of_its_own_words() -> None:
     """And not that of jax, which takes fewer bits of them."""
-    noise = gaussian_dropout(jax.random.key(2), jnp.ones((300, 5)), 0.5)
+    noise = gaussian_dropout(jax.random.key(2), jnp.ones((300, 5)), 0.5, bits=32)
     words = jax.random.bits(jax.random.key(2), (300, 5))
     np.testing.assert_allclose(noise, 1 + oracles.normal_numbers(words), atol=2e-6)
 

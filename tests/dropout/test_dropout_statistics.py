@@ -17,6 +17,7 @@ LAGS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 64)
 RATE = 0.3
 
 all_bits = pytest.mark.parametrize("bits", [8, 16, 32])
+noise_bits = pytest.mark.parametrize("bits", [16, 32])
 
 
 def new_key(seed: int = 21) -> jax.Array:
@@ -129,8 +130,9 @@ def test_control_a_position_that_is_never_dropped() -> None:
     assert randomness.positions(masks, RATE) < ALPHA
 
 
-def test_gaussian_noise_is_normal_with_the_variance_of_dropout() -> None:
-    noise = np.asarray(gaussian_dropout(new_key(), jnp.ones(400_000), RATE), np.float64)
+@noise_bits
+def test_gaussian_noise_is_normal_with_the_variance_of_dropout(bits: int) -> None:
+    noise = np.asarray(gaussian_dropout(new_key(), jnp.ones(400_000), RATE, bits=bits), np.float64)
     std = np.sqrt(RATE / (1 - RATE))
     assert randomness.distribution(noise, stats.norm(1, std).cdf) > ALPHA
     assert abs(noise.mean() - 1) < 6 * std / np.sqrt(noise.size)
@@ -146,9 +148,10 @@ def test_control_gaussian_noise_of_another_rate() -> None:
     assert randomness.distribution(noise, stats.norm(1, std).cdf) < ALPHA
 
 
-def test_uniform_noise_is_uniform_with_its_variance() -> None:
+@noise_bits
+def test_uniform_noise_is_uniform_with_its_variance(bits: int) -> None:
     beta = 0.6
-    noise = np.asarray(uniform_dropout(new_key(), jnp.ones(400_000), beta), np.float64)
+    noise = np.asarray(uniform_dropout(new_key(), jnp.ones(400_000), beta, bits=bits), np.float64)
     assert noise.min() >= 1 - beta - 1e-6
     assert noise.max() <= 1 + beta + 1e-6
     assert randomness.distribution(noise, stats.uniform(1 - beta, 2 * beta).cdf) > ALPHA

@@ -1,0 +1,39 @@
+"""Advice to the compiler that changes no number: what to put into memory, and what not to share between two uses."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def in_memory(x: jax.Array) -> jax.Array:
+    """Returns the same integers, which the compiler then does not compute anew for every element that reads them.
+
+    The barrier says so; but older versions of XLA drop it before they fuse. They never pull a division into a loop that reads its
+    result several times, and cannot know yet that the divisor is 1.
+    """
+    return lax.optimization_barrier(lax.div(x, jnp.broadcast_to(_hidden_one(x), x.shape)))
+
+
+def stored(compute: Callable[[], jax.Array], other: Callable[[], jax.Array]) -> jax.Array:
+    """Returns `compute()`, which the compiler computes once, apart from everything else, and puts into memory.
+
+    So does `in_memory`, whose division takes a while where there are many numbers; unlike there, two that are the same are both
+    computed. `other`, which gives something of the same type, is never run, but the compiler does not know that.
+    """
+    return lax.cond(lax.optimization_barrier(jnp.ones((), bool)), compute, other)
+
+
+def unshared(x: jax.Array) -> jax.Array:
+    """Returns the same numbers, few of them, which the compiler for a CPU takes for others than x.
+
+    There a sum has its operand computed in its own loop, unless something else needs the same: then an array of that goes to
+    memory, and the sum waits for it. So a sum of `x - mean` wants a mean for itself.
+    """
+    return lax.platform_dependent(x, cpu=lambda x: x / _hidden_one(x), default=lambda x: x)
+
+
+def _hidden_one(x: jax.Array) -> jax.Array:
+    """Returns a scalar 1 of x's type, of which the compiler does not know that it is 1."""
+    return lax.optimization_barrier(jnp.ones((), x.dtype))

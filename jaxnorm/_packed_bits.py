@@ -1,0 +1,129 @@
+"""Random bits in the form for CPUs: a hash serves several neighbors, for which what is asked of it goes through memory.
+
+The integers are those of `jaxnorm._bits.random_integers`. Of decisions memory gets a bit or two an element; of integers, two to
+a word.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnorm._bits import element_index, is_threefry, random_integers, threefry2x32, threefry_data
+from jaxnorm._compiler import in_memory, stored
+
+# Elements whose decisions share an integer in memory, by their bits: the most that the last axis holds whole groups of.
+_GROUP_SIZES = {8: (8,), 16: (8, 4), 32: (32, 16)}
+_BLOCK_OF_16 = 4  # elements of 16 bits that share a hash
+_VECTOR = 8  # loops over a multiple of it become vector instructions
+
+
+class _Groups(NamedTuple):
+    """Groups of consecutive elements: their shape as an array of groups, how many elements each has, and their sharding."""
+
+    shape: tuple[int, ...]
+    size: int
+    sharding: NamedSharding | None
+
+
+def has_packed_form(key: jax.Array, bits: int) -> bool:
+    """Whether this key can be drawn from here: that needs the words of threefry."""
+    return bits != 32 or is_threefry(key)
+
+
+def packed_below(
+    key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
+) -> jax.Array:
+    """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold."""
+    sizes = _GROUP_SIZES[bits]
+    groups = _groups(shape, next((size for size in sizes if shape and shape[-1] % size == 0), sizes[-1]), sharding)
+    if groups is None:
+        return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
+    packed = (_packed_32 if bits == 32 else _packed)(key, threshold, groups, bits)
+    lanes = lax.iota(jnp.uint32, groups.size).reshape((1,) * packed.ndim + (groups.size,))
+    return _shaped((packed.astype(jnp.uint32)[..., None] & np.uint32(1) << lanes) != 0, shape, sharding)
+
+
+def packed_integers(key: jax.Array, shape: Sequence[int], sharding: NamedSharding | None = None) -> jax.Array:
+    """Returns `random_integers(key, shape, 16)`."""
+    groups = _groups(shape, _BLOCK_OF_16, sharding)
+    if groups is None:
+        return random_integers(key, shape, 16, sharding, show_blocks=False)
+    data = threefry_data(key)
+    pairs = (*groups.shape, 2)
+    pairs_sharding = groups.sharding and _with_minor(groups.sharding)
+
+    def words() -> jax.Array:
+        first, second = threefry2x32(data, *element_index(pairs, pairs_sharding, shift=1))
+        _, index = element_index(pairs, pairs_sharding)
+        return second ^ ((first ^ second) & ((index & 1) - np.uint32(1)))
+
+    places = lax.iota(jnp.uint32, 2).reshape((1,) * len(pairs) + (2,)) * np.uint32(16)
+    halves = stored(words, lambda: element_index(pairs, pairs_sharding)[1] ^ data[0])[..., None] >> places
+    return _shaped(halves & np.uint32(0xFFFF), shape, sharding)
+
+
+def _packed(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) -> jax.Array:
+    """Returns the answers for a group as the bits of a byte."""
+    data, mask = threefry_data(key), np.uint32(2**bits - 1)
+    blocks = groups.size * bits // 64
+    counters = element_index((*groups.shape, blocks), groups.sharding and _with_minor(groups.sharding))
+    words = [word for block in range(blocks) for word in threefry2x32(data, *(half[..., block] for half in counters))]
+    numbers = (word >> place & mask for word in words for place in range(0, 32, bits))
+    answers = ((number < threshold).astype(jnp.uint32) << lane for lane, number in enumerate(numbers))
+    return in_memory(functools.reduce(jnp.bitwise_or, answers).astype(jnp.uint8))
+
+
+def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) -> jax.Array:
+    """Returns the answers for a group of as many blocks as the bits of a word, which a sum leaves in memory."""
+    numbers = random_integers(key, (*groups.shape, groups.size), bits, groups.sharding and _with_minor(groups.sharding))
+    below = (numbers < threshold).astype(jnp.uint32)
+    return lax.reduce(
+        below << lax.broadcasted_iota(jnp.uint32, below.shape, below.ndim - 1), np.uint32(0), lax.bitwise_or, (below.ndim - 1,)
+    )
+
+
+def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> _Groups | None:
+    """Returns groups of this size, which fill the array or exceed it; None for none.
+
+    They are cut from the last axis, so that sharded axes stay so. Where that does not hold whole groups they are cut from the
+    flat array, unless devices that share the rows would then share groups: where an even number of devices can share the rows,
+    each of 2, 4 or 8 must get a multiple of the group's size.
+    """
+    if not shape or not math.prod(shape):
+        return None
+    if shape[-1] % size == 0:
+        cut = (*shape[:-1], shape[-1] // size)
+        return _Groups(cut, size, sharding) if sharding is None or _divides(cut, sharding) else None
+    if sharding is not None or (shape[0] % 2 == 0 and shape[0] % (8 * size)):
+        return None
+    return _Groups((-(-math.prod(shape) // (size * _VECTOR)) * _VECTOR,), size, None)
+
+
+def _divides(shape: tuple[int, ...], sharding: NamedSharding) -> bool:
+    """Whether every shard of an array of this shape has as many elements."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _shaped(x: jax.Array, shape: Sequence[int], sharding: NamedSharding | None) -> jax.Array:
+    """Returns the first elements of x in row-major order, as many as this shape has."""
+    if sharding is not None:
+        return lax.reshape(x, shape, out_sharding=sharding)
+    if x.size == math.prod(shape):
+        return x.reshape(shape)
+    return x.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def _with_minor(sharding: NamedSharding) -> NamedSharding:
+    """Returns the sharding of an array that has one axis more, the last, which is not sharded."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
