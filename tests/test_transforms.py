@@ -234,8 +234,8 @@ def test_nothing_but_the_key_and_the_amounts_is_kept_for_the_gradient(case: Case
 def bits_in_memory(case: Case) -> tuple[int, int]:
     """How many bits an element the form for CPUs keeps for the gradient, and how many it holds while it draws.
 
-    It keeps packed masks, which takes less time than to draw them again. Of other noise it keeps nothing, but numbers of 16 bits go
-    through memory; and XLA as of jax 0.10, which drops barriers, keeps them for the gradient.
+    It keeps packed masks, which takes less time than to draw them again. Of other noise it keeps nothing, but numbers of 16 bits
+    go through memory; and XLA as of jax 0.10, which drops barriers, keeps them for the gradient.
     """
     bits = case.options.get("bits", 16)
     if case.function in (jaxnorm.dropout, jaxnorm.classic_dropout):
