@@ -114,9 +114,10 @@ def _multiply_noise(
     data = lax.optimization_barrier(jax.random.key_data(key))
     operands = data, x, kind.prepare(lax.stop_gradient(amount), bits)
     with jax.named_scope("jaxnorm.noise"):
-        if (kind.decides or bits == 16) and has_packed_form(key, bits):
-            return lax.platform_dependent(*operands, cpu=on_cpu if kind.decides else after_x, default=anywhere)
-        return anywhere(*operands)
+        if not has_packed_form(key, bits):
+            return anywhere(*operands)
+        through_memory = bits == 16 and not kind.decides
+        return lax.platform_dependent(*operands, cpu=after_x if through_memory else on_cpu, default=anywhere)
 
 
 def _decision(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +152,11 @@ def _keep_or_drop(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, jax.Array
 
 
 def _gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
-    return _times(x, 1 + std * draw.numbers(standard_normal).astype(std.dtype))
+    noise = 1 + std * draw.numbers(standard_normal).astype(std.dtype)
+    if draw.packed and draw.bits == 32 and x.dtype != noise.dtype:
+        # XLA for CPUs, as of jax 0.12, would walk all paths from the rounding below to the hash: minutes of compilation.
+        noise = lax.optimization_barrier(noise)
+    return _times(x, noise)
 
 
 def _uniform(draw: Draw, x: jax.Array, beta: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def packed_integers(key: jax.Array, shape: Sequence[int], sharding: NamedShardin
     """Returns `random_integers(key, shape, 16)`."""
     groups = _groups(shape, _BLOCK_OF_16, sharding)
     if groups is None:
-        return random_integers(key, shape, 16, sharding, show_blocks=False)
+        return lax.optimization_barrier(random_integers(key, shape, 16, sharding, show_blocks=False))
     data = threefry_data(key)
     pairs = (*groups.shape, 2)
     pairs_sharding = groups.sharding and _with_minor(groups.sharding)

@@ -26,6 +26,8 @@ class Given:
     """A draw of numbers that are given."""
 
     drawn: np.ndarray
+    bits: int = 32
+    packed: bool = False
 
     def numbers(self, of_word: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return of_word(jnp.asarray(self.drawn))

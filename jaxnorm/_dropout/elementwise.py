@@ -163,8 +163,9 @@ def gaussian_dropout(
     The normal numbers are made of 16 or 32 random bits each, by the inverse of the distribution function: one bit is the sign,
     the others are the probability of lying further from 0. 16 bits stand for 65536 intervals of equal probability, by their
     middles, which reach 4.3 standard deviations and are scaled so that their variance is exact; four elements share a hash. 32
-    bits reach 6.3 standard deviations. Neither are the numbers of `jax.random.normal`, which uses 23 bits. Only the key is kept
-    for the gradient.
+    bits reach 6.3 standard deviations. Neither are the numbers of `jax.random.normal`, which uses 23 bits.
+
+    Only the key is kept for the gradient (a program that jax 0.10 compiles for a CPU keeps the 16 bits of each element instead).
 
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
@@ -208,8 +209,9 @@ def uniform_dropout(
     distribution, is why it shifts the variances of a following batch norm so little.
 
     The uniform numbers are made of 16 or 32 random bits each. 16 bits stand for 65536 intervals, by their middles, and four
-    elements share a hash; with 32 bits they are those of `jax.random.uniform` in float32 for the same key. Only the key is kept
-    for the gradient.
+    elements share a hash; with 32 bits they are those of `jax.random.uniform` in float32 for the same key.
+
+    Only the key is kept for the gradient (a program that jax 0.10 compiles for a CPU keeps the 16 bits of each element instead).
 
     Args:
       key: a key from `jax.random.key` or `jax.random.PRNGKey`.
