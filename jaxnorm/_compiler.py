@@ -19,8 +19,8 @@ def in_memory(x: jax.Array) -> jax.Array:
 def stored(compute: Callable[[], jax.Array], other: Callable[[], jax.Array]) -> jax.Array:
     """Returns `compute()`, which the compiler computes once, apart from everything else, and puts into memory.
 
-    So does `in_memory`, whose division takes a while where there are many numbers; unlike there, two that are the same are both
-    computed. `other`, which gives something of the same type, is never run, but the compiler does not know that.
+    So does `in_memory`, whose division takes a while where there are many numbers; unlike there, of two that are the same newer
+    versions of XLA compute both. `other` gives something of the same type; it never runs, but the compiler does not know that.
     """
     return lax.cond(lax.optimization_barrier(jnp.ones((), bool)), compute, other)
 

@@ -22,6 +22,7 @@ from jaxnorm._compiler import in_memory, stored
 _GROUP_SIZES = {8: (8,), 16: (8, 4), 32: (32, 16)}
 _BLOCK_OF_16 = 4  # elements of 16 bits that share a hash
 _VECTOR = 8  # loops over a multiple of it become vector instructions
+_MOST_DEVICES = 8  # of an automatic sharding of the rows that is provided for
 
 
 class _Groups(NamedTuple):
@@ -45,7 +46,7 @@ def packed_below(
     groups = _groups(shape, next((size for size in sizes if shape and shape[-1] % size == 0), sizes[-1]), sharding)
     if groups is None:
         return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
-    packed = (_packed_32 if bits == 32 else _packed)(key, threshold, groups, bits)
+    packed = _packed_32(key, threshold, groups) if bits == 32 else _packed(key, threshold, groups, bits)
     lanes = lax.iota(jnp.uint32, groups.size).reshape((1,) * packed.ndim + (groups.size,))
     return _shaped((packed.astype(jnp.uint32)[..., None] & np.uint32(1) << lanes) != 0, shape, sharding)
 
@@ -80,13 +81,12 @@ def _packed(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) ->
     return in_memory(functools.reduce(jnp.bitwise_or, answers).astype(jnp.uint8))
 
 
-def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) -> jax.Array:
-    """Returns the answers for a group of as many blocks as the bits of a word, which a sum leaves in memory."""
-    numbers = random_integers(key, (*groups.shape, groups.size), bits, groups.sharding and _with_minor(groups.sharding))
+def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Array:
+    """Returns the answers for a group, each of which is a block, as the bits of a word, which a reduction leaves in memory."""
+    numbers = random_integers(key, (*groups.shape, groups.size), 32, groups.sharding and _with_minor(groups.sharding))
     below = (numbers < threshold).astype(jnp.uint32)
-    return lax.reduce(
-        below << lax.broadcasted_iota(jnp.uint32, below.shape, below.ndim - 1), np.uint32(0), lax.bitwise_or, (below.ndim - 1,)
-    )
+    last = below.ndim - 1
+    return lax.reduce(below << lax.broadcasted_iota(jnp.uint32, below.shape, last), np.uint32(0), lax.bitwise_or, (last,))
 
 
 def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> _Groups | None:
@@ -94,14 +94,14 @@ def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> 
 
     They are cut from the last axis, so that sharded axes stay so. Where that does not hold whole groups they are cut from the
     flat array, unless devices that share the rows would then share groups: where an even number of devices can share the rows,
-    each of 2, 4 or 8 must get a multiple of the group's size.
+    each of up to 8 must get a multiple of the group's size.
     """
     if not shape or not math.prod(shape):
         return None
     if shape[-1] % size == 0:
         cut = (*shape[:-1], shape[-1] // size)
         return _Groups(cut, size, sharding) if sharding is None or _divides(cut, sharding) else None
-    if sharding is not None or (shape[0] % 2 == 0 and shape[0] % (8 * size)):
+    if sharding is not None or (shape[0] % 2 == 0 and shape[0] % (_MOST_DEVICES * size)):
         return None
     return _Groups((-(-math.prod(shape) // (size * _VECTOR)) * _VECTOR,), size, None)
 

@@ -94,6 +94,20 @@ def test_x_alone_is_kept(dtype: Any, activation: Any) -> None:
     assert_array_equal(arrays[0].astype(jnp.float32), x.astype(jnp.float32))
 
 
+@pytest.mark.parametrize("activation", [None, jax.nn.relu], ids=["alone", "relu"])
+def test_a_program_for_cpus_needs_no_memory_beside_its_outputs(activation: Any) -> None:
+    """No array of x's size, as of `x - mean`, though several sums and the output take it: each computes it for itself."""
+    shape = (64, 16, 16, 3)
+
+    def forward_and_backward(params: AffineParams, x: jax.Array, dy: jax.Array) -> Any:
+        y, pullback = jax.vjp(lambda params, x: batch_norm(params, STATE, x, train=True, activation=activation)[0], params, x)
+        return y, pullback(dy)
+
+    x = jnp.ones(shape)
+    memory = jax.jit(forward_and_backward).lower(PARAMS, x, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * x.nbytes
+
+
 def test_x_and_the_residual_are_kept() -> None:
     x, residual = data((16, 4, 4, 3)), data((16, 4, 4, 3), seed=3)
     arrays = kept(
