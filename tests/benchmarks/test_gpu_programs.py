@@ -328,10 +328,13 @@ def found(results: list[dict[str, Any]], layer: str, library: str, direction: st
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("layer", "bits"),
+    [("dropout", 8), *((layer, bits) for layer in ("dropout", "Gaussian dropout", "uniform dropout") for bits in (16, 32))],
+)
 @pytest.mark.parametrize(("direction", "kernels"), [("forward", 1), ("forward and backward", 2)])
-def test_dropout_is_one_kernel_each_way_without_temporaries(h200, bits, direction, kernels):
-    for result in found(h200, "dropout", f"jaxnorm, {bits} bits", direction):
+def test_noise_is_one_kernel_each_way_without_temporaries(h200, layer, bits, direction, kernels):
+    for result in found(h200, layer, f"jaxnorm, {bits} bits", direction):
         assert result["main_kernels"] <= kernels
         assert result["passes"] == pytest.approx(2 * kernels, rel=1e-3)
         assert result["temporary_bytes"] < 1024  # numbers of the key, not arrays
