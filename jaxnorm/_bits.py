@@ -52,11 +52,9 @@ def random_integers(
     size = math.prod(shape)
     # An axis of lanes shows that neighbors have the same counter; the axes that shape has do not.
     flat = (size // lanes, lanes) if show_blocks and size % lanes == 0 else shape
-    first, second = threefry2x32(threefry_data(key), *element_index(flat, shift=shift))
+    words = threefry2x32(threefry_data(key), *element_index(flat, shift=shift))
     _, index = element_index(flat)
-    # Arithmetic instead of a selection by `lane < lanes / 2`: the compiler would store that, one byte an element.
-    of_first = (index >> (shift - 1) & 1) - np.uint32(1)
-    word = second ^ ((first ^ second) & of_first)
+    word = choose_word(words, index >> (shift - 1) & 1)
     numbers = read(word >> (index & (lanes // 2 - 1)) * bits & (2**bits - 1)).reshape(shape)
     return numbers if sharding is None else reshard(numbers, sharding)
 
@@ -70,6 +68,15 @@ def random_words(key: jax.Array, shape: Sequence[int], sharding: NamedSharding |
         return jax.random.bits(key, shape, jnp.uint32, out_sharding=sharding)
     first, second = threefry2x32(jax.random.key_data(key), *element_index(shape, sharding))
     return first ^ second
+
+
+def choose_word(words: tuple[jax.Array, jax.Array], which: jax.Array) -> jax.Array:
+    """Returns the first word where `which` is 0, and the second where it is 1.
+
+    By arithmetic and not by a selection: the compiler would store its condition, one byte an element.
+    """
+    first, second = words
+    return second ^ ((first ^ second) & (which - np.uint32(1)))
 
 
 def element_index(shape: Sequence[int], sharding: NamedSharding | None = None, *, shift: int = 0) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnorm._bits import element_index, is_threefry, random_integers, threefry2x32, threefry_data
+from jaxnorm._bits import choose_word, element_index, is_threefry, random_integers, threefry2x32, threefry_data
 from jaxnorm._compiler import in_memory, stored
 
 # Elements whose decisions share an integer in memory, by their bits: the most that the last axis holds whole groups of.
@@ -47,26 +47,26 @@ def packed_below(
     if groups is None:
         return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
     packed = _packed_32(key, threshold, groups) if bits == 32 else _packed(key, threshold, groups, bits)
-    lanes = lax.iota(jnp.uint32, groups.size).reshape((1,) * packed.ndim + (groups.size,))
-    return _shaped((packed.astype(jnp.uint32)[..., None] & np.uint32(1) << lanes) != 0, shape, sharding)
+    bit = np.uint32(1) << _lanes(groups.size, packed.ndim)
+    return _shaped((packed.astype(jnp.uint32)[..., None] & bit) != 0, shape, sharding)
 
 
 def packed_integers(key: jax.Array, shape: Sequence[int], sharding: NamedSharding | None = None) -> jax.Array:
     """Returns `random_integers(key, shape, 16)`."""
     groups = _groups(shape, _BLOCK_OF_16, sharding)
     if groups is None:
+        # The barrier is for compilation alone, as that of Gaussian noise is (jaxnorm._noise).
         return lax.optimization_barrier(random_integers(key, shape, 16, sharding, show_blocks=False))
     data = threefry_data(key)
     pairs = (*groups.shape, 2)
     pairs_sharding = groups.sharding and _with_minor(groups.sharding)
 
     def words() -> jax.Array:
-        first, second = threefry2x32(data, *element_index(pairs, pairs_sharding, shift=1))
         _, index = element_index(pairs, pairs_sharding)
-        return second ^ ((first ^ second) & ((index & 1) - np.uint32(1)))
+        return choose_word(threefry2x32(data, *element_index(pairs, pairs_sharding, shift=1)), index & 1)
 
-    places = lax.iota(jnp.uint32, 2).reshape((1,) * len(pairs) + (2,)) * np.uint32(16)
-    halves = stored(words, lambda: element_index(pairs, pairs_sharding)[1] ^ data[0])[..., None] >> places
+    stored_words = stored(words, lambda: element_index(pairs, pairs_sharding)[1] ^ data[0])
+    halves = stored_words[..., None] >> _lanes(2, stored_words.ndim) * np.uint32(16)
     return _shaped(halves & np.uint32(0xFFFF), shape, sharding)
 
 
@@ -86,7 +86,7 @@ def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Arr
     numbers = random_integers(key, (*groups.shape, groups.size), 32, groups.sharding and _with_minor(groups.sharding))
     below = (numbers < threshold).astype(jnp.uint32)
     last = below.ndim - 1
-    return lax.reduce(below << lax.broadcasted_iota(jnp.uint32, below.shape, last), np.uint32(0), lax.bitwise_or, (last,))
+    return lax.reduce(below << _lanes(groups.size, last), np.uint32(0), lax.bitwise_or, (last,))
 
 
 def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> _Groups | None:
@@ -113,6 +113,11 @@ def _divides(shape: tuple[int, ...], sharding: NamedSharding) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _lanes(count: int, leading: int) -> jax.Array:
+    """Returns 0, 1, ... along the last axis, after so many axes of size 1."""
+    return lax.iota(jnp.uint32, count).reshape((1,) * leading + (count,))
 
 
 def _shaped(x: jax.Array, shape: Sequence[int], sharding: NamedSharding | None) -> jax.Array:

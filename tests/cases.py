@@ -143,4 +143,5 @@ CASES = (
     Case("gaussian_dropout", _x, jaxnorm.gaussian_dropout, {"rate": (0.0, 0.3, 0.9)}),
     Case("gaussian_dropout-32_bits", _x, jaxnorm.gaussian_dropout, {"rate": (0.0, 0.3, 0.9)}, {"bits": 32}),
     Case("uniform_dropout", _x, jaxnorm.uniform_dropout, {"beta": (0.0, 0.3, 1.0)}, {"broadcast_dims": (2,)}),
+    Case("uniform_dropout-32_bits", _x, jaxnorm.uniform_dropout, {"beta": (0.0, 0.3, 1.0)}, {"bits": 32}),
 )
