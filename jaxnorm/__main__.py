@@ -1,27 +1,29 @@
-"""The command line, `python -m jaxnorm` or `jaxnorm`: experiments, the benchmark, and what is installed."""
+"""The command line, `python -m jaxnorm` or `jaxnorm`: the functions, experiments, the benchmark, and what is installed."""
 
 import argparse
 import importlib.metadata
 import importlib.util
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import jaxnorm
+from jaxnorm import _functions as functions
 from jaxnorm.experiments import describe, experiment_names, load_experiment
-from jaxnorm.experiments._report import make_folder
+from jaxnorm.experiments._report import WriteError, make_console, make_folder
 
 _FAILED = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
+_TITLED: Any = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status, 0.
 
     Raises:
-      SystemExit: after `--help` or `--version` with status 0, after an error, said in one line, with status 2.
+      SystemExit: after `--help` or `--version` with status 0; after an error, said in one line, with status 2 if the command line
+        is wrong, else 1.
     """
     parser = _make_parser()
     options = parser.parse_args(argv)
@@ -50,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return options.command(options)
+    except WriteError as error:
+        parser.exit(_FAILED, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(_INTERRUPTED, "interrupted\n")
 
@@ -57,14 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxnorm",
-        description="Batch norm and dropout for JAX: experiments that show what they do.",
+        description="Batch norm and dropout for JAX: the functions, and experiments that show what they do.",
         epilog="Start with: python -m jaxnorm run variance_shift --quick",
     )
     parser.add_argument("--version", action="version", version=f"jaxnorm {jaxnorm.__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
-    command = commands.add_parser("list", help="list the experiments")
+    command = commands.add_parser("list", help="list the functions and the experiments")
+    command.add_argument("--markdown", action="store_true", help="print the functions as a Markdown page instead")
     command.set_defaults(command=_list)
 
     command = commands.add_parser("run", help="run an experiment: train, print tables, write them and a picture")
@@ -86,12 +92,31 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(_: argparse.Namespace) -> int:
-    table = Table("experiment", "what it shows", box=box.SIMPLE_HEAD)
+def _list(options: argparse.Namespace) -> int:
+    if options.markdown:
+        print(functions.markdown(), end="")
+        return 0
+    console = make_console()
+    for family in functions.families():
+        table = Table("function", "what it does", title=family.title, leading=1, **_TITLED)
+        for layer in family.layers:
+            table.add_row("\n".join((*layer.functions, *layer.classes)), Text("\n").join(_description(layer)))
+        console.print(table)
+    table = Table("name", "what it shows", title="Experiments, for python -m jaxnorm run NAME", **_TITLED)
     for name in experiment_names():
         table.add_row(name, describe(name))
-    Console().print(table)
+    console.print(table)
     return 0
+
+
+def _description(layer: functions.Layer) -> Iterator[Text]:
+    """Yields lines that describe a layer; what stands between backticks is colored instead."""
+    lines = [layer.summary]
+    lines += [f"{mode}: {said}." for mode, said in (("Training", layer.training), ("Inference", layer.inference)) if said]
+    for line in lines:
+        yield Text.assemble(*((part, "cyan" if number % 2 else "") for number, part in enumerate(line.split("`"))))
+    for paper in layer.papers:
+        yield Text(f"{paper.first_authors} {paper.year}, {paper.url}", "dim")
 
 
 def _experiment(name: str) -> ModuleType:
@@ -144,7 +169,7 @@ def _bench(options: argparse.Namespace) -> int:
         table = Table("row", "what it measures", box=box.SIMPLE_HEAD)
         for row in ROWS:
             table.add_row(row.name, describe_row(row))
-        Console().print(table)
+        make_console().print(table)
         return 0
     parser = _Parser(prog="jaxnorm bench")
     if importlib.util.find_spec("matplotlib") is None:
@@ -166,7 +191,7 @@ def _info(_: argparse.Namespace) -> int:
     table.add_row("Python", platform.python_version())
     for device in jax.devices():
         table.add_row(f"device {device.id}", f"{device.platform}, {device.device_kind}")
-    Console().print(table)
+    make_console().print(table)
     return 0
 
 

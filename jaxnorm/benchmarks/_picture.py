@@ -1,12 +1,13 @@
 """Pictures of what was measured: bars for the rows, and curves for the growing ones."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from jaxnorm.benchmarks._cases import BASELINE, OURS, PEER
 from jaxnorm.benchmarks._tables import Result, by_row, format_number, nanoseconds, shape_of
 from jaxnorm.experiments import _picture as picture
+from jaxnorm.experiments._report import Results
 
 _COLORS = {OURS: picture.BLUE, PEER: "#c4c4c4", BASELINE: picture.BLACK}
 _LINES = {OURS: picture.BLUE, PEER: picture.VERMILION, BASELINE: picture.BLACK}
@@ -15,7 +16,7 @@ _WIDTH, _PANEL, _BAR, _CURVES = 16.0, 1.4, 0.3, 4.5  # inches; of a panel of bar
 _SMALL_PRINT: Any = {"fontsize": 10.5, "color": picture.GRAY, "x": 0.01, "ha": "left"}
 
 
-def save_pictures(folder: Path, cases: Sequence[Result], *, title: str, about: str) -> dict[str, str]:
+def save_pictures(files: Results, cases: Sequence[Result], *, title: str, about: str) -> dict[str, str]:
     """Writes `times.png` and `curves.png`, each if there is something to draw, and returns their names and what they show."""
     rows = by_row(cases)
     bars = [of_row[0] for of_row in rows if not of_row[0]["curve"]]
@@ -25,13 +26,13 @@ def save_pictures(folder: Path, cases: Sequence[Result], *, title: str, about: s
         lines = [bars[i : i + _ACROSS] for i in range(0, len(bars), _ACROSS)]
         heights = [_PANEL + _BAR * _longest(line) for line in lines]
         size = (_WIDTH, sum(heights) + 1)
-        picture.save_picture(
-            folder / "times.png", lambda figure: _draw_bars(figure, lines, heights, about), title=title, size=size
-        )
+        draw = partial(_draw_bars, lines=lines, heights=heights, about=about)
+        files.write("times.png", partial(picture.save_picture, draw=draw, title=title, size=size))
         written["times.png"] = "Time of every contender, as a ratio"
     if curves:
         size, name = (_WIDTH, _CURVES + 1), "Cost as the work grows"
-        picture.save_picture(folder / "curves.png", lambda figure: _draw_curves(figure, curves, about), title=name, size=size)
+        draw = partial(_draw_curves, rows=curves, about=about)
+        files.write("curves.png", partial(picture.save_picture, draw=draw, title=name, size=size))
         written["curves.png"] = name
     return written
 

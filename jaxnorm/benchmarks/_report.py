@@ -8,7 +8,7 @@ from typing import Any
 from jaxnorm.benchmarks._cases import OURS
 from jaxnorm.benchmarks._picture import save_pictures
 from jaxnorm.benchmarks._tables import by_row, first_of, main_tables, time_tables
-from jaxnorm.experiments._report import markdown_table, print_tables
+from jaxnorm.experiments._report import Results, markdown_table, print_tables
 
 _HEADING = "jaxnorm beside other libraries"
 _HOW_TO_READ = """\
@@ -29,23 +29,28 @@ used again and not given back to the system between calls, since fresh memory co
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:
-    """Prints the tables, and writes them, the pictures and the figures themselves into the folder."""
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    cases, environment = results["cases"], results["environment"]
+    """Prints the tables, and writes them, the pictures and the figures themselves into the folder.
+
+    Raises:
+      WriteError: if a file cannot be written; the others are.
+    """
+    files, cases, environment = Results(folder), results["cases"], results["environment"]
+    files.write("results.json", lambda path: path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8"))
     tables = main_tables(cases, on_gpu=environment["backend"] != "cpu")
-    print_tables(tables)
     title = finding(cases)
-    pictures = save_pictures(folder, cases, title=title, about=_machine(environment))
+    pictures = save_pictures(files, cases, title=title, about=_machine(environment))
     parts = [f"# {_HEADING}", _introduction(results), f"{title}.", *(f"![{text}]({name})" for name, text in pictures.items())]
     for table in tables:
         parts += [f"## {table.title}", markdown_table(table)]
     parts.append("## All times")
     for table in time_tables(cases):
         parts += [f"### {table.title}", markdown_table(table)]
-    (folder / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    files.write("RESULTS.md", lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
+    print_tables(tables)
     for note in results["notes"]:
         print(f"Note: {note}")
-    print(f"{title}.\nWritten to {folder}: {', '.join(('results.json', 'RESULTS.md', *pictures))}")
+    print(f"{title}.")
+    print(files.summary())
 
 
 def finding(cases: Sequence[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jaxnorm._progress import progress_bar
 from jaxnorm.benchmarks import _report as report
 from jaxnorm.benchmarks._environment import worker_environment
 from jaxnorm.benchmarks._peers import missing_peers
@@ -39,7 +40,7 @@ def run(*, out: str | Path, only: Sequence[str] = (), quick: bool = False) -> di
     notes = [f"{peer.distribution} is not installed and left out" for peer in missing_peers()]
     results: dict[str, Any] = {"quick": quick, "only": list(only), "environment": {}, "notes": notes, "cases": []}
     try:
-        with tqdm(total=sum(len(cases(row, quick=quick)) for row in rows), unit="case", dynamic_ncols=True) as bar:
+        with progress_bar(total=sum(len(cases(row, quick=quick)) for row in rows), unit="case") as bar:
             for devices, names in _groups(rows):
                 for message in _messages(names, devices, quick=quick):
                     _take(message, results, bar)

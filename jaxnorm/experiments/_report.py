@@ -1,7 +1,7 @@
 """Tables: in the terminal, as Markdown, as CSV; and the folder that they are written to."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,11 +54,54 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def print_tables(tables: Iterable[Table]) -> None:
-    """Prints tables to the terminal."""
+class WriteError(Exception):
+    """Says in a line which files could not be written, and which were."""
+
+
+class Results:
+    """Files in a folder. Each takes the place of an older one when it is complete; one that fails keeps no other back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: list[str] = []
+        self._failed: list[str] = []
+
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Writes a file: `write(path)` does, to a path with the same suffix."""
+        path = self._folder / name
+        unfinished = path.with_name(f".unfinished-{name}")
+        try:
+            write(unfinished)
+            unfinished.replace(path)
+            self._written.append(name)
+        except OSError as error:
+            self._failed.append(f"{str(path)!r}: {error.strerror or error}")
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def summary(self) -> str:
+        """Returns in a line what was written.
+
+        Raises:
+          WriteError: if a file could not be written.
+        """
+        written = f"{self._folder}: {', '.join(self._written) or 'nothing'}"
+        if self._failed:
+            raise WriteError(f"cannot write {'; '.join(self._failed)}; written to {written}")
+        return f"Written to {written}"
+
+
+def make_console() -> Console:
+    """Returns the terminal; a file or a pipe is as wide as tables are."""
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH_OF_NO_TERMINAL)
+    return console
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Prints tables to the terminal."""
+    console = make_console()
     for table in tables:
         rich = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         for number, column in enumerate(table.columns):

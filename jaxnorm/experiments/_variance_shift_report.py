@@ -1,19 +1,15 @@
 """Tables and the picture of the experiment `variance_shift`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxnorm.experiments import _picture as picture
-from jaxnorm.experiments._report import Table, mean_and_spread, print_tables, spread, write_csv, write_markdown
-
-if TYPE_CHECKING:
-    from jaxnorm.experiments.variance_shift import Assessment, NormAssessment
+from jaxnorm.experiments._assessment import Assessment, NormAssessment
+from jaxnorm.experiments._report import Results, Table, mean_and_spread, print_tables, spread, write_csv, write_markdown
 
 _NORM, _BEFORE = "batch norm", "dropout before batch norm"
 _COLORS = (
@@ -23,17 +19,20 @@ _NONE = "-"
 
 
 def write(folder: Path, measured: Mapping[str, Assessment], settings: Mapping[str, Any]) -> None:
-    """Prints the tables, and writes them and the picture into the folder."""
-    tables = (_summary(measured), _layers(measured))
+    """Prints the tables, and writes them and the picture into the folder.
+
+    Raises:
+      WriteError: if a file cannot be written; the others are.
+    """
+    tables, title, results = (_summary(measured), _layers(measured)), _finding(measured), Results(folder)
+    results.write("results.csv", lambda path: write_csv(path, *_results(measured)))
+    results.write("layers.csv", lambda path: write_csv(path, *_layer_results(measured)))
+    results.write("variance_shift.png", lambda path: _save_picture(path, title, measured, settings))
+    text = _explanation(measured, settings)
+    results.write("results.md", lambda path: write_markdown(path, title, text, tables, "variance_shift.png"))
     print_tables(tables)
-    write_csv(folder / "results.csv", *_results(measured))
-    write_csv(folder / "layers.csv", *_layer_results(measured))
-    size = (13.33, 6.8)
-    title = _finding(measured)
-    picture.save_picture(folder / "variance_shift.png", lambda figure: _draw(figure, measured, settings), title=title, size=size)
-    write_markdown(folder / "results.md", title, _explanation(measured, settings), tables, "variance_shift.png")
-    files = ("results.csv", "layers.csv", "results.md", "variance_shift.png")
-    print(f"{title}.\n{_agreement(measured)}\nWritten to {folder}: {', '.join(files)}")
+    print(f"{title}.\n{_agreement(measured)}")
+    print(results.summary())
 
 
 def _finding(measured: Mapping[str, Assessment]) -> str:
@@ -116,6 +115,10 @@ def _layer_results(measured: Mapping[str, Assessment]) -> tuple[tuple[str, ...],
         parts = np.stack([norms.variances.stored, norms.variances.real, *norms.shift], -1)
         rows += [(name, seed, layer + 1, *parts[seed, layer]) for seed, layer in np.ndindex(parts.shape[:2])]
     return columns, rows
+
+
+def _save_picture(path: Path, title: str, measured: Mapping[str, Assessment], settings: Mapping[str, Any]) -> None:
+    picture.save_picture(path, lambda figure: _draw(figure, measured, settings), title=title, size=(13.33, 6.8))
 
 
 def _draw(figure: Any, measured: Mapping[str, Assessment], settings: Mapping[str, Any]) -> None:

@@ -11,15 +11,15 @@ References:
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
 from jaxnorm import dropout, uniform_dropout
+from jaxnorm._progress import progress_bar
 from jaxnorm.experiments import _variance_shift_report as report
+from jaxnorm.experiments._assessment import Assessment, NormAssessment
 from jaxnorm.experiments._closed_forms import dropout_noise, uniform_noise
 from jaxnorm.experiments._digits import NUM_CLASSES, load_digits
 from jaxnorm.experiments._networks import init_networks, make_epoch
@@ -27,7 +27,7 @@ from jaxnorm.experiments._noisy_mlp import Arm, Noise, Params, Place, Stats, for
 from jaxnorm.experiments._options import Option, count, rate_below_one
 from jaxnorm.experiments._reestimate import reestimate_stats
 from jaxnorm.experiments._report import make_folder
-from jaxnorm.experiments._shift import Shift, Variances, measure_shift
+from jaxnorm.experiments._shift import measure_shift
 from jaxnorm.training import TrainState, make_eval_step
 from jaxnorm.training.data import Batch
 
@@ -45,23 +45,6 @@ _LEARNING_RATE = 4e-3  # at first; it ends at 0
 # Averages about the last 20 batches, an epoch, in which the learning rate is next to 0: what was stored then differs from what is
 # real for the noise, and not for being that of older weights.
 _MOMENTUM = 0.95
-
-
-class NormAssessment(NamedTuple):
-    """What is measured on trained networks with batch norm, with the seeds along the first axis."""
-
-    reestimated_accuracy: jax.Array
-    variances: Variances
-    shift: Shift
-
-
-class Assessment(NamedTuple):
-    """What is measured on trained networks, with the seeds along the first axis; `norms` is None without batch norm."""
-
-    train_accuracy: jax.Array
-    test_accuracy: jax.Array
-    test_nll: jax.Array
-    norms: NormAssessment | None
 
 
 def arms(rate: float) -> tuple[Arm, ...]:
@@ -100,6 +83,7 @@ def run(
 
     Raises:
       ValueError: if the folder cannot be written to.
+      WriteError: if a file cannot be written, as on a full disk; the tables are printed and the other files written.
     """
     folder = make_folder(Path(out))
     train, test = load_digits()
@@ -116,7 +100,7 @@ def run(
     # Flattened, as one array for Adam compiles faster than twelve.
     optimizer = optax.flatten(optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps)))
     measured = {}
-    with tqdm(total=len(arms(rate)) * epochs, unit="epoch", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(arms(rate)) * epochs, unit="epoch") as bar:
         for arm in arms(rate):
             bar.set_description(arm.name)
             apply, networks = functools.partial(_apply, arm), init_networks(train_keys, params, stats, optimizer)

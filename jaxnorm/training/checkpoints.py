@@ -50,6 +50,7 @@ def save_checkpoint(
     Raises:
       ValueError: if the folder has a checkpoint of this step or of a later one, if keep is below 1, or if folder is a file.
       TypeError: if position or history are not JSON, or if keep is no int.
+      OSError: if it cannot be written, as on a full disk; the older ones stay as they were.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tempfile
@@ -76,7 +77,7 @@ def save_checkpoint(
         record["arrays"] = _digest(arrays)
     except (TypeError, ValueError) as error:
         raise TypeError(f"position and history must be numbers, strings, lists and dicts: {error}") from error
-    with _manager(path, max_to_keep=keep, cleanup_tmp_directories=True) as manager:
+    with _writing(path / str(step)), _manager(path, max_to_keep=keep, cleanup_tmp_directories=True) as manager:
         checked = {"record": record, "digest": _digest_record(record)}
         manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(checked)), force=True
@@ -200,6 +201,15 @@ def _data(leaf: jax.Array) -> jax.Array:
 
 def _is_key(leaf: PyTree) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Turns whatever Orbax or TensorStore (a ValueError on a full disk) raise into an error that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"checkpoint {place} could not be written: {error}") from error
 
 
 @contextmanager

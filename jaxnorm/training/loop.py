@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from jaxnorm._checks import check_flag, check_size
+from jaxnorm._progress import progress_bar
 from jaxnorm.training.checkpoints import latest_step, load_checkpoint, save_checkpoint
 from jaxnorm.training.data import Batch, num_examples
 from jaxnorm.training.feed import BatchSource, Feed
@@ -63,7 +63,8 @@ def fit(
       keep: number of the newest checkpoints that stay.
       resume: whether to go on from the newest checkpoint in the folder; of `state`, only tree, shapes and shardings are then
         used. `resume=latest_step(folder) is not None` starts a run or goes on with it.
-      progress: whether to show a progress bar, with the metrics of the latest step and the time left.
+      progress: whether to show a progress bar, with the metrics of the latest step and the time left; in a log file a line every
+        half minute.
 
     Returns:
       The last state, and the history: one dict for each epoch with `epoch` (from 1), `step` (steps taken so far), the means of
@@ -119,7 +120,7 @@ def fit(
     def due() -> bool:
         return checkpoint_every is not None and number % checkpoint_every == 0
 
-    with tqdm(disable=not progress, initial=number, unit="step", dynamic_ncols=True) as bar:
+    with progress_bar(disable=not progress, initial=number, unit="step") as bar:
         for epoch in range(first_epoch, epochs):
             bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
             for batch in feed.epoch(epoch):
