@@ -13,11 +13,15 @@ import pytest
 from cases import CASES
 
 import jaxnorm
+from jaxnorm import _functions as functions
 
 PACKAGE = Path(jaxnorm.__file__).parent
 README = PACKAGE.parent / "README.md"
+FAMILIES = functions.families()
+DESCRIBED = {layer.functions[0]: layer for family in FAMILIES for layer in family.layers}
 NAMES = [name for name in jaxnorm.__all__ if inspect.isfunction(getattr(jaxnorm, name))]
 LAYERS = [name for name in NAMES if not name.startswith("init_")]
+CONTAINERS = [name for name in jaxnorm.__all__ if name not in NAMES]
 AMOUNTS = ("rate", "beta")
 ORDER = ("key", "params", "state", "x", *AMOUNTS)
 FLAX = ("linen", "nnx")
@@ -31,7 +35,11 @@ each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 def parameters(name: str) -> list[inspect.Parameter]:
-    return list(inspect.signature(getattr(jaxnorm, name)).parameters.values())
+    return list(inspect.signature(getattr(jaxnorm, name), eval_str=True).parameters.values())
+
+
+def annotations(name: str) -> dict[str, Any]:
+    return {parameter.name: parameter.annotation for parameter in parameters(name)}
 
 
 def docstring(function: Callable[..., Any]) -> str:
@@ -90,13 +98,6 @@ def test_docstring_has_its_sections(name: str) -> None:
     assert "jaxnorm." in found["Example"]
 
 
-@each_layer
-def test_docstring_says_what_happens_in_training_and_in_inference(name: str) -> None:
-    text = sections(docstring(getattr(jaxnorm, name)))[""]
-    assert re.search(r"`[^`]*=[^`]*`", text), f"{name} lacks a formula"
-    assert "Inference" in text or "inference" in text
-
-
 @each
 def test_docstring_names_every_argument_and_no_other(name: str) -> None:
     arguments = sections(docstring(getattr(jaxnorm, name)))["Args"]
@@ -144,40 +145,135 @@ def test_defaults_are_immutable_and_no_arrays(name: str) -> None:
         assert not isinstance(parameter.default, list | dict | set | jax.Array)
 
 
-def test_a_stateful_layer_has_its_init() -> None:
-    for name in LAYERS:
-        if any(p.name == "state" for p in parameters(name)):
-            assert f"init_{name}" in NAMES
+@each_layer
+def test_what_may_be_traced_is_an_amount_of_every_row(name: str) -> None:
+    """Whether it comes by position, as a rate, or by keyword, as a momentum or a limit."""
+    described = re.findall(r"^  (\w+):(.*\n(?:   .*\n)*)", sections(docstring(getattr(jaxnorm, name)))["Args"], flags=re.MULTILINE)
+    traced = {argument for argument, text in described if "a traced scalar" in " ".join(text.split())}
+    traced |= {p.name for p in parameters(name) if p.name in AMOUNTS}
+    for case in CASES:
+        if case.function is getattr(jaxnorm, name):
+            assert traced <= set(case.amounts) <= set(annotations(name)), case.name
 
 
-def table_rows() -> str:
-    assert README.exists(), "README.md is missing"
-    return "\n".join(line for line in README.read_text().splitlines() if line.lstrip().startswith("|"))
+@each_layer
+def test_parameters_and_state_come_from_an_init(name: str) -> None:
+    held = {part: kind for part, kind in annotations(name).items() if part in ("params", "state")}
+    if not held:
+        assert f"init_{name}" not in NAMES
+        return
+    assert f"init_{name}" in NAMES
+    made = getattr(jaxnorm, f"init_{name}")(64)
+    assert [type(part) for part in (made if type(made) is tuple else (made,))] == list(held.values())
+    assert all(kind.__name__ in CONTAINERS for kind in held.values())
 
 
-@each
-def test_readme_has_a_row(name: str) -> None:
-    assert re.search(rf"`(jaxnorm\.)?{name}\b[^`]*`", table_rows()), f"the README's table of functions lacks `{name}`"
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_are_named_tuples_that_say_which_shapes_they_hold(name: str) -> None:
+    container = getattr(jaxnorm, name)
+    assert issubclass(container, tuple)
+    assert container._fields
+    assert re.search(r"`\[.*\]`", docstring(container))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("init_")])
+def test_an_init_is_of_a_layer(name: str) -> None:
+    assert name.removeprefix("init_") in LAYERS
+
+
+# FUNCTIONS.md
+
+
+@each_layer
+def test_docstring_has_what_the_tables_show(name: str) -> None:
+    layer = DESCRIBED[name]
+    assert layer.summary.endswith(".")
+    assert re.search(r"`[^`]*=[^`]*`", layer.training + layer.inference), f"{name} lacks a formula after Training: or Inference:"
+    assert layer.inference, f"{name} lacks what follows Inference: or Training and inference:"
+    assert (layer.training + layer.inference).count("`") % 2 == 0
+    assert layer.papers, f"{name} lacks a paper, as in Authors, \"Title\", where and when, https://..."
+    assert len(layer.papers) == docstring(getattr(jaxnorm, name)).count("https://"), "a paper is not written as the others are"
+    assert all(paper.year and not re.search(r"[^\w, .'-]", paper.authors) for paper in layer.papers)
+
+
+def test_functions_are_described_once_with_their_init() -> None:
+    described = [name for family in FAMILIES for layer in family.layers for name in layer.functions]
+    assert sorted(described) == NAMES
+
+
+def test_families_have_titles_of_their_own() -> None:
+    assert all(family.title and (PACKAGE / family.file).exists() for family in FAMILIES)
+    assert len({family.anchor for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_functions_md_is_current() -> None:
+    path = PACKAGE / "FUNCTIONS.md"
+    assert path.exists(), f"run {functions.COMMAND}"
+    assert path.read_text(encoding="utf-8") == functions.markdown(), f"run {functions.COMMAND}"
+
+
+def test_readme_has_a_line_for_every_family() -> None:
+    linked = re.findall(r"jaxnorm/FUNCTIONS\.md#([^)]*)\)", README.read_text(encoding="utf-8"))
+    assert linked == [family.anchor for family in FAMILIES], "README.md, Functions: a line for each family, in this order"
+
+
+def test_how_a_docstring_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def layer() -> None:
+        """Does one thing. And more.
+
+        Explains it.
+
+        Training: `y = |x|`, first. Then `z: 1`. Inference with `z`: `y = x`.
+
+        References:
+          Ba, Kiros, Hinton, "Title one: with a colon", 2016, section 3, https://arxiv.org/abs/1607.06450. It differs. Li, Bo,
+          "Two", NeurIPS 2019, https://arxiv.org/abs/1.
+
+        Example:
+          None.
+        """
+
+    def same() -> None:
+        """Is the same.
+
+        Training and inference: `y = 2`.
+        """
+
+    for function in (layer, same):
+        monkeypatch.setattr(jaxnorm, function.__name__, function, raising=False)
+    found = functions._layer("layer", ["layer", "init_layer", "init_other"], {"linen": ("Other", "LAYER"), "nnx": ()})
+    assert found == functions.Layer(
+        functions=("layer", "init_layer"),
+        summary="Does one thing.",
+        training="`y = |x|`, first. Then `z: 1`",
+        inference="`y = x` (with `z`)",
+        papers=(
+            functions.Paper("Ba, Kiros, Hinton", "Title one: with a colon", "2016, section 3", "https://arxiv.org/abs/1607.06450"),
+            functions.Paper("Li, Bo", "Two", "NeurIPS 2019", "https://arxiv.org/abs/1"),
+        ),
+        classes=("linen.LAYER",),
+    )
+    assert [(paper.first_authors, paper.year) for paper in found.papers] == [("Ba et al.", "2016"), ("Li, Bo", "2019")]
+    assert r"`y = \|x\|`" in functions._cells(found)[1]
+    other = functions._layer("same", [], {"linen": (), "nnx": ()})
+    assert (other.training, other.inference, other.papers, other.classes) == ("`y = 2`", "the same", (), ())
 
 
 # Flax
-
-
-def class_name(name: str) -> str:
-    return "".join(part.capitalize() for part in name.split("_"))
 
 
 @pytest.mark.parametrize("flax", FLAX)
 @each_layer
 def test_every_layer_has_its_flax_modules(flax: str, name: str) -> None:
     module = importlib.import_module(f"jaxnorm.{flax}")
+    found = functions.class_of(name, module.__all__)
+    assert (f"{flax}.{found}" in DESCRIBED[name].classes) == (found is not None)
     if name in NO_CLASS:
-        assert not hasattr(module, class_name(name))
+        assert found is None
         return
-    found = getattr(module, class_name(name), None)
-    assert inspect.isclass(found), f"jaxnorm.{flax}.{class_name(name)} is missing"
-    assert class_name(name) in module.__all__
-    text = docstring(found)
+    assert found, f"jaxnorm.{flax} has no class for {name}"
+    assert inspect.isclass(getattr(module, found))
+    text = docstring(getattr(module, found))
     assert ">>> " in text
     assert len(text.splitlines()[0]) <= 120
 
