@@ -1,9 +1,9 @@
 """The public functions, by family, as their docstrings describe them.
 
 No function is named here: they are those of `jaxnorm.__all__`, a family is a file, and everything said of them is read from the
-docstrings. The first line of a file's docstring is the family's title and, after a colon, what it holds. Of a function's the first
-sentence is taken, the paragraph that begins with `Training:`, `Training and inference:` or `Inference ...:`, and the papers in
-`References:`, written as `Authors, "Title", where and when, https://...`.
+docstrings. The first line of a file's docstring is the family's title and, after a colon, what it holds. Of a function's docstring
+the first sentence is taken, the paragraph that begins with `Training:`, `Training and inference:` or `Inference ...:`, and the
+papers in `References:`, written as `Authors, "Title", where and when, https://...`.
 """
 
 import ast
@@ -28,9 +28,9 @@ _INTRODUCTION = f"""\
 
 Made from the docstrings, by `{COMMAND}`.
 
-x is the input and y the output. A state is used and averaged in training, and used in inference. `help(jaxnorm.batch_norm)`, and so
-of every function, has the shapes, options and errors, how it differs from the paper, and an example. The classes of `jaxnorm.linen`
-and `jaxnorm.nnx` call the function of their line."""
+x is the input and y the output. A state is used and averaged in training, and used in inference. `help(jaxnorm.batch_norm)`, and
+so of every function, has the shapes, options and errors, how it differs from the paper, and an example. The classes of
+`jaxnorm.linen` and `jaxnorm.nnx` call the function of their line."""
 
 
 class Paper(NamedTuple):
@@ -125,7 +125,9 @@ def _family(name: str, classes: dict[str, tuple[str, ...]]) -> Family:
     module = importlib.import_module(name)
     title, _, contents = (inspect.getdoc(module) or "").partition("\n")[0].removesuffix(".").partition(": ")
     public = [f for f, value in vars(module).items() if f in jaxnorm.__all__ and getattr(value, "__module__", "") == name]
-    layers = tuple(_layer(f, public, classes) for f in public if not f.startswith("init_") and inspect.isfunction(vars(module)[f]))
+    layers = tuple(
+        _layer(f, public, classes) for f in public if not f.startswith("init_") and inspect.isfunction(vars(module)[f])
+    )
     return Family(title, contents, "/".join(name.split(".")[1:]) + ".py", layers)
 
 

@@ -148,7 +148,9 @@ def test_defaults_are_immutable_and_no_arrays(name: str) -> None:
 @each_layer
 def test_what_may_be_traced_is_an_amount_of_every_row(name: str) -> None:
     """Whether it comes by position, as a rate, or by keyword, as a momentum or a limit."""
-    described = re.findall(r"^  (\w+):(.*\n(?:   .*\n)*)", sections(docstring(getattr(jaxnorm, name)))["Args"], flags=re.MULTILINE)
+    described = re.findall(
+        r"^  (\w+):(.*\n(?:   .*\n)*)", sections(docstring(getattr(jaxnorm, name)))["Args"], flags=re.MULTILINE
+    )
     traced = {argument for argument, text in described if "a traced scalar" in " ".join(text.split())}
     traced |= {p.name for p in parameters(name) if p.name in AMOUNTS}
     for case in CASES:
@@ -191,7 +193,7 @@ def test_docstring_has_what_the_tables_show(name: str) -> None:
     assert re.search(r"`[^`]*=[^`]*`", layer.training + layer.inference), f"{name} lacks a formula after Training: or Inference:"
     assert layer.inference, f"{name} lacks what follows Inference: or Training and inference:"
     assert (layer.training + layer.inference).count("`") % 2 == 0
-    assert layer.papers, f"{name} lacks a paper, as in Authors, \"Title\", where and when, https://..."
+    assert layer.papers, f'{name} lacks a paper, as in Authors, "Title", where and when, https://...'
     assert len(layer.papers) == docstring(getattr(jaxnorm, name)).count("https://"), "a paper is not written as the others are"
     assert all(paper.year and not re.search(r"[^\w, .'-]", paper.authors) for paper in layer.papers)
 
@@ -248,7 +250,9 @@ def test_how_a_docstring_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         training="`y = |x|`, first. Then `z: 1`",
         inference="`y = x` (with `z`)",
         papers=(
-            functions.Paper("Ba, Kiros, Hinton", "Title one: with a colon", "2016, section 3", "https://arxiv.org/abs/1607.06450"),
+            functions.Paper(
+                "Ba, Kiros, Hinton", "Title one: with a colon", "2016, section 3", "https://arxiv.org/abs/1607.06450"
+            ),
             functions.Paper("Li, Bo", "Two", "NeurIPS 2019", "https://arxiv.org/abs/1"),
         ),
         classes=("linen.LAYER",),

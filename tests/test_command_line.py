@@ -1,6 +1,9 @@
 """The command line: what it says, its exit status, and what a run writes."""
 
+import errno
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ import optax
 import pytest
 
 import jaxnorm
+from jaxnorm import _functions as functions
 from jaxnorm.__main__ import main
 from jaxnorm.experiments import describe, experiment_names, load_experiment
+from jaxnorm.experiments._report import Results
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -52,6 +57,32 @@ def test_list_names_every_experiment_with_a_description(capsys):
     for name in experiment_names():
         assert name in out
         assert describe(name)[:30] in out
+
+
+def test_list_describes_every_function(capsys):
+    assert main(["list"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for family in functions.families():
+        assert family.title in out
+        for layer in family.layers:
+            for words in (*layer.functions, *layer.classes, layer.summary[:30]):
+                assert words.replace("`", "") in out
+            assert all(f"{paper.first_authors} {paper.year}, {paper.url}" in out for paper in layer.papers)
+
+
+def test_list_fits_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["list"]) == 0
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert any("https://jmlr.org/papers/v15/srivastava14a.html" in line for line in lines), "an address is not cut"
+
+
+def test_list_prints_the_markdown_page(capsys):
+    assert main(["list", "--markdown"]) == 0
+    assert capsys.readouterr().out == functions.markdown()
+    assert functions.COMMAND.startswith("python -m jaxnorm list --markdown > ")
 
 
 def test_every_experiment_has_what_the_command_line_needs():
@@ -142,6 +173,28 @@ def test_quick_sets_what_was_not_given(monkeypatch, tmp_path):
         assert quick[option.name] == (3 if option.name == "depth" else option.quick)
         assert full[option.name] == (3 if option.name == "depth" else option.default)
     assert quick["out"] == Path(tmp_path)
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_in_a_line_that_names_the_file(capsys, monkeypatch, tmp_path):
+    def run(*, out: Path, **_: object) -> None:
+        results = Results(out)
+        results.write("first.csv", lambda path: path.write_text("1"))
+        results.write("second.csv", full)
+        results.write("third.csv", lambda path: path.write_text("3"))
+        results.summary()
+
+    monkeypatch.setattr(load_experiment("variance_shift"), "run", run)
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "variance_shift", "--out", str(tmp_path)])
+    assert exit_.value.code == 1
+    expected = (
+        f"jaxnorm: cannot write '{tmp_path}/second.csv': No space left on device; written to {tmp_path}: first.csv, third.csv\n"
+    )
+    assert capsys.readouterr().err == expected
 
 
 def test_help_and_list_import_nothing_slow():
