@@ -1,9 +1,9 @@
 """The public functions, by family, as their docstrings describe them.
 
 No function is named here: they are those of `jaxnorm.__all__`, a family is a file, and everything said of them is read from the
-docstrings. The first line of a file's docstring is the family's title and, after a colon, what it holds. Of a function's docstring
-the first sentence is taken, the paragraph that begins with `Training:`, `Training and inference:` or `Inference ...:`, and the
-papers in `References:`, written as `Authors, "Title", where and when, https://...`.
+docstrings. The first line of a file's is the family's title and, after a colon, what it holds. Of a function's the first sentence
+is taken, the paragraph that begins with `Training:`, `Training and inference:` or `Inference ...:`, and the papers in
+`References:`, written as `Authors, "Title", where and when, https://...`.
 """
 
 import ast

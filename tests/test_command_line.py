@@ -17,6 +17,7 @@ import pytest
 import jaxnorm
 from jaxnorm import _functions as functions
 from jaxnorm.__main__ import main
+from jaxnorm.benchmarks import _run as bench
 from jaxnorm.experiments import describe, experiment_names, load_experiment
 from jaxnorm.experiments._report import Results
 
@@ -179,7 +180,8 @@ def full(path: Path) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_said_in_a_line_that_names_the_file(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("command", [("run", "variance_shift"), ("bench",)], ids=" ".join)
+def test_a_full_disk_is_said_in_a_line_that_names_the_file(capsys, monkeypatch, tmp_path, command):
     def run(*, out: Path, **_: object) -> None:
         results = Results(out)
         results.write("first.csv", lambda path: path.write_text("1"))
@@ -187,14 +189,14 @@ def test_a_full_disk_is_said_in_a_line_that_names_the_file(capsys, monkeypatch, 
         results.write("third.csv", lambda path: path.write_text("3"))
         results.summary()
 
-    monkeypatch.setattr(load_experiment("variance_shift"), "run", run)
+    for module in (load_experiment("variance_shift"), bench):
+        monkeypatch.setattr(module, "run", run)
     with pytest.raises(SystemExit) as exit_:
-        main(["run", "variance_shift", "--out", str(tmp_path)])
+        main([*command, "--out", str(tmp_path)])
     assert exit_.value.code == 1
-    expected = (
-        f"jaxnorm: cannot write '{tmp_path}/second.csv': No space left on device; written to {tmp_path}: first.csv, third.csv\n"
-    )
-    assert capsys.readouterr().err == expected
+    out, err = capsys.readouterr()
+    named, written = f"'{tmp_path}/second.csv': No space left on device", f"{tmp_path}: first.csv, third.csv"
+    assert (out, err) == ("", f"jaxnorm: cannot write {named}; written to {written}\n")
 
 
 def test_help_and_list_import_nothing_slow():

@@ -1,3 +1,4 @@
+import resource
 import shutil
 
 import chex
@@ -86,6 +87,21 @@ def test_remains_of_an_unfinished_checkpoint(tmp_path):
     assert (tmp_path / "8.orbax-checkpoint-tmp").exists(), "reading changes nothing"
     save_checkpoint(tmp_path, make_state(step=9))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "9"]
+
+
+def test_a_full_disk_is_said_with_the_name_of_the_checkpoint_and_older_ones_stay(tmp_path):
+    save_checkpoint(tmp_path, make_state(step=1), position=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # fails where a full disk does, in a write
+    try:
+        with pytest.raises(OSError, match=rf"^checkpoint {tmp_path}/2 could not be written: .*[Ff]ile too large"):
+            save_checkpoint(tmp_path, make_state(step=2), position=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_checkpoint(tmp_path, make_state()).position == 1
+    save_checkpoint(tmp_path, make_state(step=2), position=2)
+    assert load_checkpoint(tmp_path, make_state()).position == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_bad_arguments(tmp_path):

@@ -361,11 +361,12 @@ def test_metrics_may_not_take_the_names_of_the_history(run, net):
         run(train_step=step)
 
 
-def test_the_progress_bar_shows_metrics_and_the_time_left(run, tmp_path, capfd):
+def test_progress_shows_metrics_and_the_time_left(run, tmp_path, capfd):
     run(progress=True, checkpoints=tmp_path)
     shown = capfd.readouterr()
-    last = shown.err.split("\r")[-1]
+    first, last = shown.err.splitlines()  # a line when it begins and one when it ends, as in any log
     assert shown.out == ""
+    assert first.startswith("0step")
     for text in ("epoch 3/3", "15/15", "loss=", "accuracy=", "eval_loss=", "<00:00"):
         assert text in last, text
     run(progress=False, checkpoints=tmp_path, resume=True, epochs=4)
