@@ -19,15 +19,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from tqdm import tqdm
 
 import jaxnorm
+from jaxnorm._progress import progress_bar
 from jaxnorm.benchmarks._gpu_compiler import compile_for_h200, connect_compiler
 from jaxnorm.benchmarks._gpu_kernels import Program
 from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, with_gradient, with_relu
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._rows import noise, norm
-from jaxnorm.experiments._report import Table, make_folder, markdown_table, print_tables
+from jaxnorm.experiments._report import Results, Table, WriteError, make_folder, markdown_table, print_tables
 
 SHAPE = (64, 56, 56, 256)
 DTYPES = ("float32", "bfloat16")
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status, 0.
 
     Raises:
-      SystemExit: with status 2 after an error, said in one line.
+      SystemExit: after an error, said in one line, with status 2; with 1 if a file cannot be written.
     """
     parser = argparse.ArgumentParser(prog="python -m jaxnorm.benchmarks.gpu_programs", description=_DESCRIPTION)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write gpu_programs.md and gpu_programs.json to")
@@ -155,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: {error}\n")
     results = []
     work = [(layer, library) for layer, libraries in LAYERS.items() for library in libraries]
-    for direction, dtype, (layer, library) in tqdm(list(itertools.product(DIRECTIONS, DTYPES, work)), leave=False, disable=None):
+    programs = list(itertools.product(DIRECTIONS, DTYPES, work))
+    for direction, dtype, (layer, library) in progress_bar(iterable=programs, unit="program", leave=False):
         x = jax.ShapeDtypeStruct(SHAPE, jnp.dtype(dtype))
         function, arguments = DIRECTIONS[direction](LAYERS[layer][library](x), x)
         about = {"layer": layer, "library": library, "direction": direction, "dtype": dtype}
@@ -163,8 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = [_table(direction, dtype, results) for direction, dtype in itertools.product(DIRECTIONS, DTYPES)]
     print_tables(tables)
     if folder is not None:
-        (folder / "gpu_programs.md").write_text(_markdown(tables), encoding="utf-8")
-        (folder / "gpu_programs.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        files = Results(folder)
+        files.write("gpu_programs.md", lambda path: path.write_text(_markdown(tables), encoding="utf-8"))
+        text = json.dumps(results, indent=1) + "\n"
+        files.write("gpu_programs.json", lambda path: path.write_text(text, encoding="utf-8"))
+        try:
+            print(files.summary())
+        except WriteError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
     return 0
 
 
