@@ -1,10 +1,17 @@
 """Axes: which hold channels, which are reduced, and the shape and sharding of what is made for them."""
 
+import functools
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+
+_MOST_PARTS = 64
 
 
 def canonical_axes(name: str, axes: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -49,3 +56,31 @@ def shared_sharding(x: jax.Array, shared: Sequence[int]) -> NamedSharding | None
         return None
     spec = [None if a in shared else part for a, part in enumerate(sharding.spec)]
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def is_known(size: Any) -> bool:
+    """Whether a size of an array is a number, and no symbol of `jax.export`."""
+    return isinstance(size, int | np.integer)
+
+
+def count_of(sizes: Iterable[Any], dtype: Any) -> jax.Array:
+    """Returns the product of sizes, of which some may be symbols, as a number of this type."""
+    sizes = tuple(sizes)
+    known = np.prod([size for size in sizes if is_known(size)], dtype=np.int64)
+    factors = (jnp.asarray(size, dtype) for size in sizes if not is_known(size))  # one by one: a product may exceed an integer
+    return functools.reduce(jnp.multiply, factors, jnp.asarray(known, dtype))
+
+
+def in_parts(x: jax.Array, axis: int) -> jax.Array:
+    """Returns x with this axis split in two, `[parts, size / parts]`, such that devices that share the axis hold whole parts.
+
+    An explicit sharding says how many those are. An automatic one can't be seen: then up to 64 parts, a power of 2.
+    """
+    size, sharding = x.shape[axis], explicit_sharding(x)
+    if sharding is None:
+        parts = math.gcd(size, _MOST_PARTS) if is_known(size) else 1
+        return x.reshape((*x.shape[:axis], parts, size // parts, *x.shape[axis + 1 :]))
+    spec = sharding.spec[axis]
+    parts = math.prod(sharding.mesh.shape[name] for name in ((spec,) if isinstance(spec, str) else spec or ()))
+    split = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: axis + 1], None, *sharding.spec[axis + 1 :]))
+    return lax.reshape(x, (*x.shape[:axis], parts, size // parts, *x.shape[axis + 1 :]), out_sharding=split)

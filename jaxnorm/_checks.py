@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxnorm._types import AffineParams
+
 Scalar = Any
 """A number, or an array of them, concrete or traced."""
 
@@ -48,6 +50,14 @@ def check_number(name: str, value: Scalar, *, low: float, high: float = np.inf, 
     return value
 
 
+def check_scalar(name: str, value: Scalar, *, low: float, high: float = np.inf, infinite: bool = False) -> Scalar:
+    """Returns `value`, or raises unless it is one number in `[low, high]`; infinity must be allowed."""
+    if not (infinite and is_concrete(value) and np.ndim(value) == 0 and np.asarray(value).item() == np.inf):
+        check_number(name, value, low=low, high=high)
+    check_shape(name, value, (), "a scalar")
+    return value
+
+
 def check_amount_shape(name: str, amount: Scalar, shape: tuple[int, ...]) -> None:
     """Raises unless `amount` is a scalar or has one entry, or one for all, along every axis of a draw of this shape."""
     got = np.shape(amount)
@@ -59,6 +69,15 @@ def check_shape(name: str, x: Any, shape: tuple[int, ...], why: str) -> None:
     """Raises unless `x` has exactly this shape: nothing broadcasts by accident."""
     if np.shape(x) != shape:
         raise ValueError(f"{name} must have shape {list(shape)} ({why}), got {list(np.shape(x))}")
+
+
+def check_affine(params: Any, shape: tuple[int, ...], *, like: jax.Array) -> None:
+    """Raises unless `params` are scale and bias of this shape, or None, for an x like this."""
+    check_type("params", params, AffineParams)
+    for name, part in (("params.scale", params.scale), ("params.bias", params.bias)):
+        if part is not None:
+            check_float(name, part, allow_complex=jnp.iscomplexobj(like))
+            check_shape(name, part, shape, "the channels of x")
 
 
 def check_where(where: Any, x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Advice to the compiler that changes no number: what to put into memory, and what not to share between two uses."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +38,12 @@ def unshared(x: jax.Array) -> jax.Array:
 def _hidden_one(x: jax.Array) -> jax.Array:
     """Returns a scalar 1 of x's type, of which the compiler does not know that it is 1."""
     return lax.optimization_barrier(jnp.ones((), x.dtype))
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the same function, of which the gradient keeps the arguments alone, and computes the rest again where it is used.
+
+    Without the barriers that `jax.checkpoint` puts around what it computes again: through them nothing fuses, neither with the
+    layer before nor with the one after. Where the compiler is not to see two equal computations, `unshared` hides them.
+    """
+    return jax.checkpoint(function, prevent_cse=False)

@@ -20,7 +20,7 @@ from jaxnorm._checks import (
 )
 from jaxnorm._dropout.elementwise import NOISE_BITS, dropout, gaussian_dropout, uniform_dropout
 from jaxnorm._moments import AxisName
-from jaxnorm._norm.batch import batch_norm_as
+from jaxnorm._norm.batch import batch_norm
 from jaxnorm._types import AffineParams, RunningStats, wide_dtype
 
 DrawKey = Callable[[], jax.Array]
@@ -76,8 +76,7 @@ def apply_batch_norm(
     canonical_axes("axis", axis, x.ndim)  # in the words of the modules: the function says `channel_axis`
     frozen = check_flag("use_running_average", use_running_average)
     wide = wide_dtype(compute_dtype(dtype, x, *params))
-    y, new_state = batch_norm_as(
-        output_dtype(dtype, x, *params),
+    y, new_state = batch_norm(
         params,
         state,
         # A half x is computed with in float32 as it is, and kept as it is for the gradient.
@@ -92,6 +91,7 @@ def apply_batch_norm(
         unbiased=unbiased,
         residual=residual,
         activation=activation,
+        dtype=output_dtype(dtype, x, *params),
     )
     return y, None if frozen is True else new_state
 

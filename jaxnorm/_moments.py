@@ -2,25 +2,33 @@
 
 Both are exact in the sense that matters: no difference of large squares is ever taken, so a mean far from zero costs no
 digits of the variance; parts are pooled by their counts, so uneven parts weigh what they hold.
+
+The sums are those of `x - shift` and of its square, for a shift that is there before x is, as a running mean: so they wait for
+nothing, are taken together with whatever makes x, and over several devices in one collective. The variance
+`E|x - shift|^2 - |mean - shift|^2` loses digits where the shift is many deviations from the mean: there, in a branch that
+training leaves aside once the running mean is near, they are summed again around the mean.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import reshard
 
-from jaxnorm._axes import explicit_sharding
-from jaxnorm._compiler import unshared
+from jaxnorm._axes import count_of, in_parts, shared_sharding
+from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype
 
 AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
 
-_SAMPLE = 64  # elements a channel whose mean is near enough to the channel's
+_FAR = 8  # variances in the square of the distance from shift to mean: that costs 3 of the variance's 24 binary digits
+_TRIES = 4  # after a shift that tells nothing: around 0, around the mean, and around what that was rounded by, twice
 
 
 class Moments(NamedTuple):
@@ -35,18 +43,21 @@ def moments(
     x: jax.Array,
     axes: Sequence[int],
     *,
+    near: jax.Array | None = None,
     where: jax.Array | None = None,
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Moments:
     """Returns the moments of x over `axes`, of the elements that `where` counts, pooled over the devices of `axis_name`.
 
-    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`, over values from which a number near them was subtracted: a constant
-    channel has variance 0 and its mean to the last bit. Where nothing is counted all are 0.
+    `mean = sum(x) / n`, `var = sum(|x - mean|^2) / n`; a constant channel has variance 0 and its mean to the last bit. Where
+    nothing is counted all are 0.
 
     Args:
       x: array of real or complex numbers.
       axes: reduced axes, counted from the front.
+      near: a guess at the mean for each position that is not reduced; 0 if None. A bad one costs time and nothing else, whatever
+        it is. No gradient flows into it.
       where: bool array of x's rank that broadcasts to x.
       axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
       axis_index_groups: groups of indices along `axis_name` that are pooled separately.
@@ -55,11 +66,10 @@ def moments(
       The moments, in float32 or wider.
     """
     axes = tuple(axes)
-    n = _count(x, axes, where)
-    at_least_one = jnp.maximum(n, 1)
-    mean, var = _mean_and_var(x, where, at_least_one, axes)
+    n = count(x, axes, where)
+    mean, var = _mean_and_var(x, where, jnp.maximum(n, 1), shift_along(x, axes, near), axes)
     local = Moments(*(jnp.squeeze(part, axes) for part in (mean, var, n + jnp.zeros_like(var))))
-    return local if axis_name is None else _pooled(local, axis_name, axis_index_groups)
+    return local if axis_name is None else combine_moments(from_devices(local, axis_name, axis_index_groups))
 
 
 def combine_moments(parts: Moments) -> Moments:
@@ -72,50 +82,41 @@ def combine_moments(parts: Moments) -> Moments:
     """
     count = jnp.sum(parts.n, 0, keepdims=True)
     weight = parts.n / jnp.maximum(count, 1)
-    weight_of_mean = weight.astype(parts.mean.dtype)
-    rough = jnp.sum(weight_of_mean * parts.mean, 0, keepdims=True)
-    # The weights add up to 1 only roughly; deviations from the rough mean are small, so that their rounding is.
-    mean = rough + jnp.sum(weight_of_mean * (parts.mean - rough), 0, keepdims=True)
-    var = jnp.sum(weight * (parts.var + _abs_square(parts.mean - mean)), 0)
+    mean = combine_means(weight, parts.mean)
+    var = jnp.sum(weight * (parts.var + abs_square(parts.mean - mean)), 0)
     return Moments(mean[0], var, count[0])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _mean_and_var(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def variance_to_average(batch: Moments, unbiased: bool) -> jax.Array:
+    """Returns the variance for running averages: the biased one, or `n / (n - 1)` times it where n is above 1."""
+    return batch.var * (batch.n / jnp.maximum(batch.n - 1, 1)) if unbiased else batch.var
+
+
+def combine_means(weight: jax.Array, means: jax.Array) -> jax.Array:
+    """Returns the weighted mean along the first axis, which stays with size 1."""
+    weight = weight.astype(means.dtype)
+    rough = jnp.sum(weight * means, 0, keepdims=True)
+    # The weights add up to 1 only roughly; deviations from the rough mean are small, so that their rounding is.
+    return rough + jnp.sum(weight * (means - rough), 0, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _mean_and_var(
+    x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance of the counted elements, with the reduced axes kept at size 1."""
-    operands = (x, n) if where is None else (x, n, where)
-    on_cpu, elsewhere = (functools.partial(f, axes=axes) for f in (_in_two_passes, _in_one_pass))
-    return lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
 
+    def sums(shift: jax.Array) -> Sums:
+        wide = x.astype(shift.dtype)
+        centered = select(where, wide - shift)
+        offset = _sum(centered, axes) / n.astype(shift.dtype)
+        # A selection goes to memory there anyway, once for both.
+        squares = _sum(abs_square(wide - unshared(shift) if where is None else centered), axes) / n
+        var = squares - abs_square(offset)
+        return Sums(offset, var, is_near(offset, var))
 
-def _in_two_passes(
-    x: jax.Array, n: jax.Array, where: jax.Array | None = None, *, axes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance, exact whatever the values are: no dearer on CPUs, which do not sum two things in one pass."""
-    x = x.astype(wide_dtype(x.dtype))
-    shift = _shift(x, where, n, axes)
-    offset = _sum(_select(where, x - shift), axes) / n.astype(x.dtype)
-    mean = shift + offset
-    # Far from zero the mean is rounded to steps that may not be small against the deviation: that much is too much in the sum.
-    rounding = _abs_square(offset - (mean - shift))
-    var = _sum(_abs_square(_select(where, x - unshared(mean))), axes) / n - rounding
+    mean, var = around_the_mean(sums, shift)
     return mean, jnp.maximum(var, jnp.zeros((), var.dtype))
-
-
-def _in_one_pass(
-    x: jax.Array, n: jax.Array, where: jax.Array | None = None, *, axes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance from the sums of `x - s` and of its square, which GPUs and TPUs take in one pass.
-
-    `var = E|x - s|^2 - |E(x - s)|^2` loses as many digits as `|mean - s|^2 / var` has: none to speak of for the mean s of a
-    sample, whatever the mean and the deviation are. (For a single element s it would where that is an outlier.)
-    """
-    x = x.astype(wide_dtype(x.dtype))
-    shift = _shift(x, where, n, axes)
-    centered = _select(where, x - shift)
-    offset = _sum(centered, axes) / n.astype(x.dtype)
-    var = _sum(_abs_square(centered), axes) / n - _abs_square(offset)
-    return shift + offset, jnp.maximum(var, jnp.zeros((), var.dtype))
 
 
 @_mean_and_var.defjvp
@@ -124,69 +125,114 @@ def _mean_and_var_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any
 
     Two sums over dx, and nothing kept but x and the mean: autodiff of the sums above would take three, and keep `x - mean`.
     """
-    x, where, n = primals
-    mean, var = _mean_and_var(x, where, n, axes)
+    x, where, n, shift = primals
+    mean, var = _mean_and_var(x, where, n, shift, axes)
 
-    @jax.checkpoint
+    @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
-        dx = _select(where, dx.astype(mean.dtype))
-        along = _select(where, x.astype(mean.dtype) - mean).conj() * dx
+        dx = select(where, dx.astype(mean.dtype))
+        along = select(where, x.astype(mean.dtype) - unshared(mean)).conj() * dx
         return _sum(dx, axes) / n.astype(mean.dtype), 2 * _sum(along.real, axes) / n
 
     return (mean, var), tangent(x, mean, tangents[0])
 
 
-def _count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.Array:
+class Sums(NamedTuple):
+    """What is summed around a shift: the mean's offset from it, what is made of the squares, and where both have their digits."""
+
+    offset: jax.Array
+    of_squares: jax.Array
+    near: jax.Array
+
+
+def is_near(offset: jax.Array, var: jax.Array) -> jax.Array:
+    """Returns where the mean is near enough to the shift, and neither is NaN or overflows."""
+    return (abs_square(offset) <= _FAR * var) & jnp.isfinite(var) & jnp.isfinite(abs_square(offset))
+
+
+def around_the_mean(sums: Callable[[jax.Array], Sums], shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and what is made of squares, summed again where the shift was too far from the mean.
+
+    Args:
+      sums: the sums around a shift; `near` has the leading axes of what is made of the squares.
+      shift: the first shift, finite.
+    """
+
+    def around(shift: jax.Array) -> tuple[jax.Array, ...]:
+        offset, of_squares, near = sums(shift)
+        mean = shift + offset
+        # Beside a shift that is larger by far, the mean has no digits.
+        has_digits = jnp.isfinite(mean) & (jnp.abs(mean) >= 2**-10 * jnp.abs(shift))
+        return jnp.where(has_digits, mean, jnp.zeros((), mean.dtype)), mean, of_squares, near
+
+    def again(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def step(carry: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+            (better, mean, of_squares, near), left = carry
+            new = around(better)
+            # What was near stays to the last bit: no channel depends on what another one needs.
+            kept = (jnp.where(_before(near, new), old, new) for old, new in zip((better, mean, of_squares), new, strict=False))
+            return (*kept, near | new[3]), left - 1
+
+        # A loop for the sake of vmap, which runs both sides of a branch, but ends a loop that no lane needs.
+        return lax.while_loop(lambda carry: (carry[1] > 0) & ~jnp.all(carry[0][3]), step, (found, jnp.int32(_TRIES)))[0]
+
+    found = around(shift)
+    _, mean, of_squares, _ = lax.cond(jnp.all(found[3]), lambda found: found, again, found)
+    return mean, of_squares
+
+
+def count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.Array:
     """Returns how many elements are counted, as a real number, with the reduced axes kept at size 1."""
     real = real_dtype(wide_dtype(x.dtype))
     if where is None:
-        return jnp.full((1,) * x.ndim, np.prod([x.shape[a] for a in axes], dtype=np.int64), real)
-    repeats = np.prod([x.shape[a] for a in axes if where.shape[a] == 1], dtype=np.int64)
-    # Integers, because a running sum of ones in float32 stops at 2^24.
-    return jnp.sum(where, axes, dtype=jnp.uint32, keepdims=True).astype(real) * jnp.asarray(repeats, real)
+        return jnp.full((1,) * x.ndim, count_of((x.shape[a] for a in axes), real))
+    if not axes:
+        return where.astype(real)
+    first = axes[0]
+    # Integers, because a running sum of ones in float32 stops at 2^24; but of parts that devices hold whole, and of these real
+    # numbers, whose sum takes the same collective as all others.
+    integers = jnp.sum(in_parts(where, first), [a + 1 for a in axes], dtype=jnp.uint32, keepdims=True)
+    counted = jnp.sum(integers.astype(real), first)
+    return counted * count_of((x.shape[a] for a in axes if where.shape[a] == 1), real)
 
 
-def _shift(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Returns a number near each channel's counted elements: the mean of a sample, or a rough one where that may not count."""
-    if where is None and x.size and explicit_sharding(x) is None:
-        some = lax.slice(x, (0,) * x.ndim, x.shape, _strides(x.shape, axes, _SAMPLE))
-        # Shared out before anything uses it: a compiler that spreads x over devices would carry on with a part of it on each.
-        some = lax.optimization_barrier(some)
-        first = lax.slice(some, (0,) * x.ndim, tuple(1 if a in axes else size for a, size in enumerate(x.shape)))
-        return first + jnp.mean(some - first, axes, keepdims=True)
-    return _sum(_select(where, x), axes) / n.astype(x.dtype)
-
-
-def _strides(shape: Sequence[int], axes: tuple[int, ...], sample: int) -> tuple[int, ...]:
-    """Returns strides that leave at most `sample` elements a channel, about as many positions along every reduced axis."""
-    strides = [1] * len(shape)
-    for done, a in enumerate(axes):
-        kept = min(shape[a], round(sample ** (1 / (len(axes) - done))))
-        strides[a] = -(-shape[a] // kept)
-        sample //= kept
-    return tuple(strides)
+def shift_along(x: jax.Array, axes: tuple[int, ...], near: jax.Array | None) -> jax.Array:
+    """Returns a finite shift for every position that is not reduced, with the reduced axes at size 1 and sharded as x is."""
+    wide = wide_dtype(x.dtype)
+    if near is None:
+        return jnp.zeros([1 if a in axes else size for a, size in enumerate(x.shape)], wide)
+    near = lax.stop_gradient(near).astype(wide)
+    shift = jnp.expand_dims(jnp.where(jnp.isfinite(near), near, jnp.zeros((), wide)), axes)
+    sharding = shared_sharding(x, axes)
+    return shift if sharding is None else reshard(shift, sharding)
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(x, axes, keepdims=True)
 
 
-def _select(where: jax.Array | None, x: jax.Array) -> jax.Array:
+def select(where: jax.Array | None, x: jax.Array) -> jax.Array:
     """Returns x where it counts, else 0: a selection, so that NaN and infinity in the rest go nowhere."""
     return x if where is None else jnp.where(where, x, jnp.zeros((), x.dtype))
 
 
-def _abs_square(x: jax.Array) -> jax.Array:
+def abs_square(x: jax.Array) -> jax.Array:
+    """Returns `|x|^2`."""
     if jnp.iscomplexobj(x):
         return lax.square(x.real) + lax.square(x.imag)
     return lax.square(x)
 
 
-def _pooled(local: Moments, axis_name: AxisName, groups: Sequence[Sequence[int]] | None) -> Moments:
-    """Returns the moments over all devices of `axis_name`, or over each one's group, in one sum over devices.
+def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]] | None) -> Any:
+    """Returns the moments of all devices of `axis_name`, or of each one's group, stacked along a new first axis.
 
-    Each device puts its count, mean and variance into its own row of an array of zeros: the sum then holds every device's, on
-    every device, and they are merged there. (Sums of squares would need no rows, and would cancel.)
+    Each device puts its own into its row of an array of zeros: the sum over devices then holds every device's, on every device.
+    (Sums of squares would need no rows, and would cancel.) Where a device counts nothing, or is of another group, all are 0.
+
+    Args:
+      local: a NamedTuple of moments, whose count `n` has the leading axes of the others.
+      axis_name: name or names of mapped axes.
+      groups: groups of indices along them.
     """
     try:
         size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
@@ -194,19 +240,30 @@ def _pooled(local: Moments, axis_name: AxisName, groups: Sequence[Sequence[int]]
         raise ValueError(
             f"axis_name {axis_name!r} is not bound here: call inside jax.shard_map or jax.vmap(axis_name=...), or leave it out"
         ) from error
-    is_complex = jnp.iscomplexobj(local.mean)
-    mean = (local.mean.real, local.mean.imag) if is_complex else (local.mean,)
-    row = jnp.stack([local.n, local.var, *mean])[None]
-    own = (jnp.arange(size) == index).reshape((size,) + (1,) * (row.ndim - 1))
-    rows = lax.psum(jnp.where(own, row, jnp.zeros((), row.dtype)), axis_name)
-    count, var, *mean = (rows[:, i] for i in range(rows.shape[1]))
-    if groups is not None:
-        together = jnp.asarray(_membership(groups, size))[index]
-        count = jnp.where(together.reshape((size,) + (1,) * (count.ndim - 1)), count, jnp.zeros((), count.dtype))
-        # A device outside the group has no weight, and must not bring in its NaN either.
-        present = count > 0
-        var, *mean = (jnp.where(present, part, jnp.zeros((), part.dtype)) for part in (var, *mean))
-    return combine_moments(Moments(lax.complex(*mean) if is_complex else mean[0], var, count))
+    row, unravel = ravel_pytree(jax.tree.map(lambda part: jnp.stack(_real_parts(part)), local))
+    own = (jnp.arange(size) == index)[:, None]
+    rows = jax.vmap(unravel)(lax.psum(jnp.where(own, row, jnp.zeros((), row.dtype)), axis_name))
+    stacked = jax.tree.map(lambda part, rows: _from_real_parts(part.dtype, rows), local, rows)
+    if groups is None:
+        return stacked
+    together = jnp.asarray(_membership(groups, size))[index]
+    n = select(_before(together, stacked.n), stacked.n)
+    # A device outside the group has no weight, and must not bring in its NaN either.
+    return jax.tree.map(lambda part: select(_before(n > 0, part), part), stacked._replace(n=n))
+
+
+def _before(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns a mask of the leading axes of `like`, with axes of size 1 for the others."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def _real_parts(x: jax.Array) -> tuple[jax.Array, ...]:
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+
+
+def _from_real_parts(dtype: np.dtype, rows: jax.Array) -> jax.Array:
+    """Returns the numbers of which `rows` holds the parts along the second axis."""
+    return lax.complex(rows[:, 0], rows[:, 1]) if jnp.issubdtype(dtype, jnp.complexfloating) else rows[:, 0]
 
 
 def _membership(groups: Sequence[Sequence[int]], size: int) -> np.ndarray:

@@ -21,6 +21,20 @@ class RunningStats(NamedTuple):
     var: jax.Array
 
 
+class RenormStats(NamedTuple):
+    """Running mean and standard deviation of batch renormalization, `[C]` each, in float32 or wider."""
+
+    mean: jax.Array
+    std: jax.Array
+
+
+class CovarianceStats(NamedTuple):
+    """Running mean `[C]` and covariance `[groups, group_size, group_size]` of a layer that whitens, in float32 or wider."""
+
+    mean: jax.Array
+    cov: jax.Array
+
+
 def wide_dtype(dtype: Any) -> np.dtype:
     """Returns the type that values of this type are computed in: float32 or wider, complex for complex."""
     if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:

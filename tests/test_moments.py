@@ -1,7 +1,7 @@
 """Moments and their union against the oracle, in all shapes, masks and groups."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +10,11 @@ import numpy as np
 import oracles
 import pytest
 from cases import counted, data
+from jax import export
+from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxnorm._moments import Moments, _in_one_pass, _in_two_passes, _strides, combine_moments, moments
+from jaxnorm._moments import Moments, combine_moments, moments, variance_to_average
 from jaxnorm._running import update_running
 from jaxnorm._types import RunningStats, real_dtype, wide_dtype
 
@@ -72,55 +74,79 @@ def test_types_of_statistics() -> None:
     assert real_dtype(jnp.float64) == np.float64
 
 
-def test_running_update_keeps_untrusted_channels() -> None:
-    state = RunningStats(jnp.full(5, 3.0), jnp.full(5, 7.0))
-    batch = Moments(jnp.asarray([1, jnp.nan, 1, 1, 1]), jnp.asarray([2, 2, jnp.inf, 2, 2.0]), jnp.asarray([4, 4, 4, 0, 1.0]))
-    weights = (np.float32(0.5), np.float32(0.5))
-    new = update_running(state, batch, weights, unbiased=True)
-    assert_allclose(new.mean, [2, 3, 3, 3, 2])
-    assert_allclose(new.var, [3.5 + 0.5 * 2 * 4 / 3, 7, 7, 7, 4.5])
+@pytest.mark.parametrize("unbiased, expected", [(False, 2), (True, 2 * 4 / 3)], ids=["biased", "unbiased"])
+def test_the_variance_to_average(unbiased: bool, expected: float) -> None:
+    batch = Moments(jnp.zeros(2), jnp.full(2, 2.0), jnp.asarray([4.0, 1.0]))
+    assert_allclose(variance_to_average(batch, unbiased), [expected, 2])
 
 
-FORMS = pytest.mark.parametrize("form", [_in_one_pass, _in_two_passes], ids=["one_pass", "two_passes"])
+def test_running_update_keeps_what_is_not_trusted() -> None:
+    state = RunningStats(jnp.full(3, 3.0), jnp.full(3, 7.0))
+    batch = RunningStats(jnp.asarray([1.0, jnp.nan, 1]), jnp.asarray([2, 2, jnp.inf]))
+    trusted = RunningStats(*[jnp.asarray([True, False, False])] * 2)
+    new = update_running(state, batch, trusted, (np.float32(0.5), np.float32(0.5)))
+    assert_allclose(new.mean, [2, 3, 3])
+    assert_allclose(new.var, [4.5, 7, 7])
 
 
-def of_form(form: Callable[..., Any], x: Any, axes: tuple[int, ...], where: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """What one form computes, whatever machine the tests run on."""
+GUESSES = {
+    "none": None,
+    "0": 0.0,
+    "near": "mean",
+    "beside": 13.0,
+    "far": 1e4,
+    "farther": -1e30,
+    "huge": 3e38,
+    "nan": np.nan,
+    "inf": -np.inf,
+}
+guesses = pytest.mark.parametrize("near", GUESSES.values(), ids=GUESSES.keys())
+platforms = pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+
+
+def moments_of(
+    x: Any, axes: tuple[int, ...], *, near: Any, platform: str = "cpu", where: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance from a guess of this value, by the program that this platform is given."""
     x = jnp.asarray(x)
-    n = jnp.full((1,) * x.ndim, np.prod([x.shape[a] for a in axes]), jnp.float32)
-    if where is not None:
-        n = jnp.sum(where, axes, keepdims=True).astype(jnp.float32)
-    mean, var = jax.jit(lambda x, n: form(x, n, where, axes=axes))(x, n)
-    return np.squeeze(mean, axes), np.squeeze(var, axes)
+    kept = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+    if near == "mean":
+        near = oracles.moments(x, axes, where)[0].reshape(kept)
+    guess = None if near is None else jnp.broadcast_to(jnp.asarray(near, x.dtype), kept)
+    run = jax.jit(lambda x, guess, where: moments(x, axes, near=guess, where=where)[:2])
+    exported = export.export(run, platforms=[platform])(x, guess, where)
+    mean, var = dataclasses.replace(exported, platforms=("cpu",)).call(x, guess, where)
+    return np.asarray(mean), np.asarray(var)
 
 
-@FORMS
-@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2), (0, 1, 2, 3), (3,), ()], ids=str)
+@platforms
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2, 3), (3,), ()], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64], ids=["float32", "complex64"])
-def test_every_form_equals_the_oracle(form: Callable[..., Any], axes: tuple[int, ...], dtype: Any) -> None:
+def test_every_platform_s_moments_equal_the_oracle(platform: str, axes: tuple[int, ...], dtype: Any) -> None:
     x = data(dtype=dtype)
     mean, var, _ = oracles.moments(x, axes)
-    got_mean, got_var = of_form(form, x, axes)
+    got_mean, got_var = moments_of(x, axes, near=1.0, platform=platform)
     assert_allclose(got_mean, np.squeeze(mean, axes), rtol=1e-5, atol=1e-6)
     assert_allclose(got_var, np.squeeze(var, axes), rtol=1e-5, atol=1e-6)
 
 
-@FORMS
-def test_every_form_counts_only_what_counts(form: Callable[..., Any]) -> None:
+@platforms
+@guesses
+def test_only_what_counts_is_counted(platform: str, near: Any) -> None:
     x, where = data(), jnp.broadcast_to(counted(), (8, 2, 4, 3))
-    bad = jnp.where(where, x, jnp.nan)
+    bad = jnp.where(where, x, jnp.asarray([jnp.nan, jnp.inf, 1e38], jnp.float32))
     mean, var, _ = oracles.moments(x, (1, 2), where)
     has_some = np.asarray(where.any((1, 2)))
-    got = of_form(form, bad, (1, 2), where)
+    got = moments_of(bad, (1, 2), near=0.5 if near == "mean" else near, platform=platform, where=where)
     for ours, theirs in zip(got, (mean, var), strict=True):
         assert_allclose(ours[has_some], np.squeeze(theirs, (1, 2))[has_some], rtol=1e-5, atol=1e-6)
 
 
-@FORMS
-@pytest.mark.parametrize("mean", [0.0, 1e4, 1e6], ids=str)
+@guesses
+@pytest.mark.parametrize("mean", [0.0, 1e4, -1e5, 1e6], ids=str)
 @pytest.mark.parametrize("outlier", ["none", "first", "zeros", "corners"])
-def test_no_form_cancels(form: Callable[..., Any], mean: float, outlier: str) -> None:
-    """Neither for a mean far from zero nor where elements that are looked at are remote from the others."""
+def test_nothing_cancels_whatever_the_guess(near: Any, mean: float, outlier: str) -> None:
+    """Neither for a mean far from zero nor where some elements are remote from the others."""
     x = np.random.default_rng(0).normal(mean, 1, (64, 32, 32, 4)).astype(np.float32)
     if outlier == "first":
         x[0, 0, 0] = 1e4 - mean
@@ -129,35 +155,61 @@ def test_no_form_cancels(form: Callable[..., Any], mean: float, outlier: str) ->
     if outlier == "corners":
         x[:, 0, 0] = 0
     exact_mean, exact_var, _ = oracles.moments(x, (0, 1, 2))
-    got_mean, got_var = of_form(form, x, (0, 1, 2))
+    got_mean, got_var = moments_of(x, (0, 1, 2), near=near)
     assert_allclose(got_mean, np.squeeze(exact_mean), rtol=3e-7, atol=1e-5 * float(np.sqrt(exact_var.max())))
     assert_allclose(got_var, np.squeeze(exact_var), rtol=2e-5)
 
 
-@FORMS
+@pytest.mark.parametrize("deviations", [1.0, 2.7, 2.9, 16.0, 256.0, 4096.0])
+def test_the_guess_is_good_or_the_sums_are_taken_again(deviations: float) -> None:
+    """On both sides of the distance that decides, the variance is within a few roundings of a sum of so many numbers."""
+    x = np.random.default_rng(0).normal(7, 3, (64, 32, 32, 4)).astype(np.float32)
+    _, exact, _ = oracles.moments(x, (0, 1, 2))
+    _, var = moments_of(x, (0, 1, 2), near=7 + 3 * deviations)
+    assert_allclose(var, np.squeeze(exact), rtol=5e-6)
+
+
+@platforms
+@pytest.mark.parametrize("near", [None, 0.1, 1e4, np.nan], ids=str)
 @pytest.mark.parametrize("value", [123456789.0, -3.3, 0.0, 1e30], ids=str)
-def test_every_form_finds_no_variance_in_a_constant(form: Callable[..., Any], value: float) -> None:
-    mean, var = of_form(form, np.full((64, 32, 3), value, np.float32), (0, 1))
+def test_a_constant_has_no_variance(platform: str, near: Any, value: float) -> None:
+    mean, var = moments_of(np.full((64, 32, 3), value, np.float32), (0, 1), near=near, platform=platform)
     assert_array_equal(mean, np.full(3, value, np.float32))
     assert_array_equal(var, np.zeros(3))
 
 
-@FORMS
-def test_every_form_tells_what_is_not_finite(form: Callable[..., Any]) -> None:
+@platforms
+def test_what_is_not_finite_is_told(platform: str) -> None:
     x = np.array(data((64, 3)))
     x[5, 0], x[7, 1] = np.nan, np.inf
-    mean, var = of_form(form, x, (0,))
+    mean, var = moments_of(x, (0,), near=0.3, platform=platform)
     assert not np.isfinite(mean[:2]).any()
     assert not np.isfinite(var[:2]).any()
     assert np.isfinite([mean[2], var[2]]).all()
 
 
-@pytest.mark.parametrize("shape", [(64, 56, 56, 3), (7, 3), (2, 2, 2, 3), (1000, 5), (1, 1, 3), (63, 65, 3)], ids=str)
-def test_a_sample_is_small_and_holds_every_channel(shape: tuple[int, ...]) -> None:
-    axes = tuple(range(len(shape) - 1))
-    strides = _strides(shape, axes, 64)
-    taken = [-(-n // step) for n, step in zip(shape, strides, strict=True)]
-    assert taken[-1] == shape[-1]
-    assert 1 <= np.prod(taken[:-1]) <= 64
-    assert np.prod(taken[:-1]) >= min(16, np.prod(shape[:-1]))
-    assert all(kept > 1 for kept, n in zip(taken[:-1], shape[:-1], strict=True) if n > 1)
+def test_lanes_of_vmap_are_exact_each_from_its_own_guess() -> None:
+    x = jnp.stack([data((64, 3)), data((64, 3)) + 1e4, data((64, 3), seed=1) - 1e6])
+    guesses = jnp.asarray([[0.0] * 3, [0.0] * 3, [jnp.nan] * 3])
+    got = jax.vmap(lambda x, guess: moments(x, (0,), near=guess))(x, guesses)
+    mean, var, _ = oracles.moments(x, (1,))
+    assert_allclose(got.mean, mean[:, 0], rtol=1e-6, atol=1e-5)
+    assert_allclose(got.var, var[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("near", [0.0, 1e4], ids=["near", "far"])
+def test_gradients_in_both_modes_through_both_branches(near: float) -> None:
+    with jax.enable_x64(True):
+        x, where = data((6, 4, 3), jnp.float64), counted((6, 4, 3))
+        weights = jnp.asarray([0.3, -1, 2])
+
+        def f(x: jax.Array) -> jax.Array:
+            mean, var, _ = moments(x, (0, 1), near=jnp.full(3, near), where=where)
+            return jnp.sum(weights * (jnp.sin(mean) + var**1.5))
+
+        check_grads(f, (x,), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+
+
+def test_no_gradient_flows_into_the_guess() -> None:
+    gradient = jax.grad(lambda near: jnp.sum(moments(data((64, 3)), (0,), near=near).var))(jnp.asarray([3.0, 0.5, 1e4]))
+    assert_array_equal(gradient, jnp.zeros(3))

@@ -1,34 +1,17 @@
-"""Batch normalization."""
+"""Batch normalization: mean and variance of each channel in the batch."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
-from jaxnorm._axes import canonical_axes, match_sharding, other_axes
-from jaxnorm._checks import (
-    Scalar,
-    check_axis_name,
-    check_dtype,
-    check_elementwise,
-    check_flag,
-    check_float,
-    check_number,
-    check_shape,
-    check_size,
-    check_stats_dtype,
-    check_type,
-    check_where,
-    is_concrete,
-)
-from jaxnorm._moments import AxisName, moments
-from jaxnorm._normalize import Activation, normalize
-from jaxnorm._running import update_running
-from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype
+from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
+from jaxnorm._checks import Scalar, check_elementwise, check_float, check_shape
+from jaxnorm._moments import AxisName, variance_to_average
+from jaxnorm._normalize import Activation
+from jaxnorm._types import AffineParams, RunningStats, wide_dtype
 
 
 def init_batch_norm(
@@ -62,13 +45,8 @@ def init_batch_norm(
       >>> params
       AffineParams(scale=Array([1., 1., 1.], dtype=float32), bias=None)
     """
-    num_features = check_size("num_features", num_features)
-    param_dtype, dtype = check_dtype("param_dtype", param_dtype), check_stats_dtype("dtype", dtype)
-    params = AffineParams(
-        scale=jnp.ones(num_features, param_dtype) if use_scale else None,
-        bias=jnp.zeros(num_features, param_dtype) if use_bias else None,
-    )
-    return params, RunningStats(mean=jnp.zeros(num_features, dtype), var=jnp.ones(num_features, real_dtype(dtype)))
+    params, mean, ones = init_batch_layer(num_features, use_scale, use_bias, param_dtype, dtype)
+    return params, RunningStats(mean=mean, var=ones)
 
 
 def batch_norm(
@@ -86,6 +64,7 @@ def batch_norm(
     unbiased: bool = False,
     residual: jax.Array | None = None,
     activation: Activation | None = None,
+    dtype: Any = None,
 ) -> tuple[jax.Array, RunningStats]:
     """Normalizes every channel by the mean and variance of the batch, or by running averages of them.
 
@@ -117,9 +96,10 @@ def batch_norm(
       residual: array of x's shape that is added before the activation, as the shortcut of a residual block; real for a real x.
       activation: function of single elements that follows, as `jax.nn.relu`; it gets and gives float32 or wider, and y alone is
         rounded. For the gradient only x (and the residual) is kept, and not what the activation gets or gives.
+      dtype: type of y, to which it is rounded once; None for that of x.
 
     Returns:
-      y of x's shape and dtype, and the new state, alike in shapes and dtypes to the old one.
+      y of x's shape, and the new state, alike in shapes and dtypes to the old one.
 
     Raises:
       ValueError: if a part of params or state has another shape than the channels of x; if momentum or epsilon is out of
@@ -127,7 +107,8 @@ def batch_norm(
         to it; if axis_name is not bound where the function is called, or axis_index_groups does not fit it; if residual has
         another shape than x, or activation gives one.
       TypeError: if train is left out; if x or residual holds integers or bools; if where does not hold bools; if the state is
-        narrower than float32; if activation is no function, or gives another dtype than it gets.
+        narrower than float32; if activation is no function, or gives another dtype than it gets; if dtype is none of floating
+        point numbers, or real for a complex x.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
@@ -145,11 +126,11 @@ def batch_norm(
       >>> print(state.mean)
       [0.2 2. ]
     """
-    return batch_norm_as(
-        None,
+    call = checked_call(
         params,
         state,
         x,
+        kind=RunningStats,
         train=train,
         momentum=momentum,
         epsilon=epsilon,
@@ -157,160 +138,30 @@ def batch_norm(
         where=where,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
-        unbiased=unbiased,
-        residual=residual,
-        activation=activation,
-    )
-
-
-def batch_norm_as(
-    dtype: Any,
-    params: AffineParams,
-    state: RunningStats,
-    x: jax.Array,
-    *,
-    train: bool | jax.Array,
-    momentum: Scalar,
-    epsilon: Scalar,
-    channel_axis: int | Sequence[int],
-    where: jax.Array | None,
-    axis_name: AxisName,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-    unbiased: bool,
-    residual: jax.Array | None,
-    activation: Activation | None,
-) -> tuple[jax.Array, RunningStats]:
-    """Is `batch_norm` with a y of this dtype (None: x's), which a narrower x need not be converted to and kept as."""
-    x = check_float("x", x, allow_complex=True)
-    dtype = jnp.dtype(dtype or x.dtype)
-    train = check_flag("train", train)
-    for name, number, high in (("momentum", momentum, 1.0), ("epsilon", epsilon, np.inf)):
-        check_number(name, number, low=0, high=high)
-        check_shape(name, number, (), "a scalar")
-    channels = canonical_axes("channel_axis", channel_axis, x.ndim)
-    _check_params_and_state(params, state, x, channels)
-    if where is not None:
-        where = check_where(where, x)
-    if residual is not None:
-        residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(x))
-        check_shape("residual", residual, x.shape, "that of x")
-    if activation is not None:
-        check_elementwise("activation", activation, x.shape, wide_dtype(x.dtype))
-    axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
-    static = is_concrete(train)
-    return _batch_norm(
-        params,
-        state,
-        x,
-        where,
-        residual,
-        _weights(momentum),
-        epsilon,
-        None if static else train,
-        train=train if static else None,
-        channels=channels,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        unbiased=bool(unbiased),
-        activation=activation,
         dtype=dtype,
+        takes_complex=True,
     )
+    if residual is not None:
+        residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(call.x))
+        check_shape("residual", residual, call.x.shape, "that of x")
+    if activation is not None:
+        check_elementwise("activation", activation, call.x.shape, wide_dtype(call.x.dtype))
+    return _batch_norm(call, residual, unbiased=bool(unbiased), activation=activation)
 
 
-_STATIC = ("train", "channels", "axis_name", "axis_index_groups", "unbiased", "activation", "dtype")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=("unbiased", "activation"))
 def _batch_norm(
-    params,
-    state,
-    x,
-    where,
-    residual,
-    weights,
-    epsilon,
-    traced_train,
-    *,
-    train,
-    channels,
-    axis_name,
-    axis_index_groups,
-    unbiased,
-    activation,
-    dtype,
-):
-    axes = other_axes(channels, x.ndim)
-    wide = wide_dtype(x.dtype)
-    running_mean, running_var = state.mean.astype(wide), state.var.astype(real_dtype(wide))
+    call: BatchCall, residual: jax.Array | None, *, unbiased: bool, activation: Activation | None
+) -> tuple[jax.Array, RunningStats]:
+    output = functools.partial(call.normalize, residual=residual, activation=activation)
 
-    def output(mean: jax.Array, var: jax.Array) -> jax.Array:
-        return normalize(
-            x,
-            mean,
-            var,
-            params.scale,
-            params.bias,
-            epsilon=epsilon,
-            axes=axes,
-            where=where,
-            residual=residual,
-            activation=activation,
-            dtype=dtype,
-        )
+    def training() -> tuple[jax.Array, RunningStats]:
+        batch = call.moments()
+        seen = call.counted(batch.n, RunningStats(batch.mean, batch.var), call.running)
+        return output(*seen), call.averaged(batch.n, RunningStats(batch.mean, variance_to_average(batch, unbiased)))
 
-    def training(_: None) -> tuple[jax.Array, RunningStats]:
-        batch = moments(x, axes, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups)
-        counted = batch.n > 0
-
-        def known(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(counted, new, lax.stop_gradient(match_sharding(old, new)))
-
-        return output(known(batch.mean, running_mean), known(batch.var, running_var)), update_running(
-            state, batch, weights, unbiased=unbiased
-        )
-
-    def inference(_: None) -> tuple[jax.Array, RunningStats]:
-        return output(running_mean, running_var), state
+    def inference() -> tuple[jax.Array, RunningStats]:
+        return output(*call.running), call.state
 
     with jax.named_scope("jaxnorm.batch_norm"):
-        if train is None:
-            return _cond(traced_train, training, inference)
-        return training(None) if train else inference(None)
-
-
-def _cond(predicate: jax.Array, if_true: Callable[[Any], Any], if_false: Callable[[Any], Any]) -> Any:
-    """Runs one of two functions, both of whose results vary over the mapped axes over which either's does (jax.shard_map)."""
-
-    def varying(a: jax.Array) -> frozenset[Any]:
-        return jax.typeof(a).manual_axis_type.varying
-
-    over = []
-    for fn in (if_true, if_false):
-        jax.eval_shape(lambda fn=fn: over.append(jax.tree.map(varying, fn(None))))
-    axes = jax.tree.map(frozenset.union, *over)
-
-    def vary(a: jax.Array, wanted: frozenset[Any]) -> jax.Array:
-        missing = tuple(wanted - varying(a))
-        return lax.pcast(a, missing, to="varying") if missing else a
-
-    branches = (lambda _, fn=fn: jax.tree.map(vary, fn(None), axes) for fn in (if_true, if_false))
-    return lax.cond(predicate, *branches, None)
-
-
-def _weights(momentum: Scalar) -> tuple[Any, Any]:
-    """Returns the weights of the old statistics and of the batch's; those of a concrete momentum are not rounded yet."""
-    momentum = np.float64(momentum) if is_concrete(momentum) else momentum.astype(wide_dtype(momentum.dtype))
-    return momentum, 1 - momentum
-
-
-def _check_params_and_state(params: AffineParams, state: RunningStats, x: jax.Array, channels: tuple[int, ...]) -> None:
-    check_type("params", params, AffineParams)
-    check_type("state", state, RunningStats)
-    shape = tuple(x.shape[a] for a in channels)
-    for name, part in (("params.scale", params.scale), ("params.bias", params.bias)):
-        if part is not None:
-            check_float(name, part, allow_complex=jnp.iscomplexobj(x))
-            check_shape(name, part, shape, "the channels of x")
-    for name, part, dtype in (("state.mean", state.mean, x.dtype), ("state.var", state.var, real_dtype(x.dtype))):
-        check_stats_dtype(name, check_float(name, part, allow_complex=True).dtype, like=dtype)
-        check_shape(name, part, shape, "the channels of x")
+        return call.run(training, inference)
