@@ -51,9 +51,14 @@ def random_integers(
     shift = lanes.bit_length() - 1
     size = math.prod(shape)
     # An axis of lanes shows that neighbors have the same counter; the axes that shape has do not.
-    flat = (size // lanes, lanes) if show_blocks and size % lanes == 0 else shape
-    words = threefry2x32(threefry_data(key), *element_index(flat, shift=shift))
-    _, index = element_index(flat)
+    if not show_blocks:
+        cut = shape
+    elif is_known(shape):
+        cut = (size // lanes, lanes) if size % lanes == 0 else shape
+    else:
+        cut = (*shape[:-1], shape[-1] // lanes, lanes) if shape[-1] % lanes == 0 else shape
+    words = threefry2x32(threefry_data(key), *element_index(cut, shift=shift))
+    _, index = element_index(cut)
     word = choose_word(words, index >> (shift - 1) & 1)
     numbers = read(word >> (index & (lanes // 2 - 1)) * bits & (2**bits - 1)).reshape(shape)
     return numbers if sharding is None else reshard(numbers, sharding)
@@ -82,7 +87,11 @@ def choose_word(words: tuple[jax.Array, jax.Array], which: jax.Array) -> jax.Arr
 def element_index(shape: Sequence[int], sharding: NamedSharding | None = None, *, shift: int = 0) -> tuple[jax.Array, jax.Array]:
     """Returns the upper and the lower 32 bits of every element's row-major index, shifted right."""
     size = math.prod(shape)
-    if size <= 2**32:
+    if not is_known(shape):
+        upper, lower = _index_of_any_size(shape)
+        if shift:
+            upper, lower = upper >> shift, lower >> shift | upper << (32 - shift)
+    elif size <= 2**32:
         lower = lax.iota(jnp.uint32, size).reshape(shape) >> shift
         upper = jnp.zeros_like(lower)
     else:
@@ -92,6 +101,39 @@ def element_index(shape: Sequence[int], sharding: NamedSharding | None = None, *
             upper = lax.convert_element_type(lax.shift_right_logical(index, lax.full_like(index, 32)), jnp.uint32)
             lower = lax.convert_element_type(index, jnp.uint32)
     return (upper, lower) if sharding is None else (reshard(upper, sharding), reshard(lower, sharding))
+
+
+def is_known(shape: Sequence[int]) -> bool:
+    """Whether all sizes are numbers: `jax.export` has expressions too, such as `4*b`, for sizes that a program is given later."""
+    return all(isinstance(n, int) for n in shape)
+
+
+def _index_of_any_size(shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Returns the upper and the lower 32 bits of every element's row-major index, where the sizes are not known yet.
+
+    Axis by axis, in words of 32 bits and not by one long axis: expressions of sizes are computed in 31 bits, which hold every
+    axis but not their product. The upper words are shown to be 0 where they are, so that a compiler, which knows the sizes,
+    computes none.
+    """
+    sizes = [jnp.asarray(n, jnp.uint32) for n in shape]
+    fits = math.prod(n.astype(jnp.float32) for n in sizes) < np.float32(2**31)
+    upper = lower = jnp.zeros((1,) * len(shape), jnp.uint32)
+    for axis, n in enumerate(sizes):
+        along = [1] * len(shape)
+        along[axis] = shape[axis]
+        upper, lower = _multiply_add(upper, lower, n, lax.broadcasted_iota(jnp.uint32, along, axis))
+    return jnp.where(fits, jnp.zeros_like(upper), upper), lower
+
+
+def _multiply_add(upper: jax.Array, lower: jax.Array, n: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the upper and the lower 32 bits of `(2^32 upper + lower) n + i`."""
+    half = np.uint32(0xFFFF)
+    middle = (lower >> 16) * (n & half) + ((lower & half) * (n & half) >> 16)
+    other = (lower & half) * (n >> 16) + (middle & half)
+    carried = (lower >> 16) * (n >> 16) + (middle >> 16) + (other >> 16)
+    product = lower * n
+    total = product + i
+    return upper * n + carried + (total < product).astype(jnp.uint32), total
 
 
 def is_threefry(key: jax.Array) -> bool:

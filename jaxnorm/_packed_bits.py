@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnorm._bits import choose_word, element_index, is_threefry, random_integers, threefry2x32, threefry_data
+from jaxnorm._bits import choose_word, element_index, is_known, is_threefry, random_integers, threefry2x32, threefry_data
 from jaxnorm._compiler import in_memory, stored
 
 # Elements whose decisions share an integer in memory, by their bits: the most that the last axis holds whole groups of.
@@ -92,16 +92,16 @@ def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Arr
 def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> _Groups | None:
     """Returns groups of this size, which fill the array or exceed it; None for none.
 
-    They are cut from the last axis, so that sharded axes stay so. Where that does not hold whole groups they are cut from the
-    flat array, unless devices that share the rows would then share groups: where an even number of devices can share the rows,
-    each of up to 8 must get a multiple of the group's size.
+    They are cut from the last axis, so that sharded axes stay so. Where that does not hold whole groups, or is not known to, they
+    are cut from the flat array, if its size is known, unless devices that share the rows would then share groups: where an even
+    number of devices can share the rows, each of up to 8 must get a multiple of the group's size.
     """
-    if not shape or not math.prod(shape):
+    if not shape or 0 in shape:
         return None
     if shape[-1] % size == 0:
         cut = (*shape[:-1], shape[-1] // size)
         return _Groups(cut, size, sharding) if sharding is None or _divides(cut, sharding) else None
-    if sharding is not None or (shape[0] % 2 == 0 and shape[0] % (_MOST_DEVICES * size)):
+    if sharding is not None or not is_known(shape) or (shape[0] % 2 == 0 and shape[0] % (_MOST_DEVICES * size)):
         return None
     return _Groups((-(-math.prod(shape) // (size * _VECTOR)) * _VECTOR,), size, None)
 
