@@ -1,29 +1,52 @@
 """Configuration of every test: 8 CPU devices, key reuse is an error, no accidental promotion or broadcasting."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
-from hypothesis import settings
 
 _DEVICES = 8
 _JAX_DEFAULTS = ("training", "experiments")  # folders of tests in which arrays may promote, as in jax's defaults
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", _DEVICES)
-jax.config.update("jax_debug_key_reuse", True)
+if importlib.util.find_spec("hypothesis"):  # a machine with an accelerator may be without
+    from hypothesis import settings
 
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
-settings.load_profile("fixed")
+    settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
+    settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--accelerator",
+        choices=("found", "cpu"),
+        default="found",
+        help="with -m accelerator: the device that jax finds beside the CPU, or a second CPU device in its place",
+    )
+
+
+def _on_accelerator(config: pytest.Config) -> bool:
+    return config.option.markexpr == "accelerator" and config.option.accelerator == "found"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "jax_defaults: dtypes and ranks may promote, as in jax's defaults")
+    if not _on_accelerator(config):
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", _DEVICES)
+    jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process with an accelerator, whose memory the first one takes."""
+    return 1 if _on_accelerator(config) else None
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    assert jax.device_count() == _DEVICES, f"the tests need {_DEVICES} CPU devices, got {jax.devices()}"
+    found = jax.devices("cpu")
+    assert len(found) == _DEVICES, f"the tests need {_DEVICES} CPU devices, got {found}"
 
 
 @pytest.fixture(autouse=True)
