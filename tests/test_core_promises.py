@@ -1,0 +1,244 @@
+"""The core of the promises for every row of the case table; the whole of them is tested behind the marker `slow`.
+
+Programs take most of the time to compile, so one serves many promises: with the amounts as lanes under `vmap` it returns the
+output, the new state, the gradient and a forward derivative, and these are compared with eager calls, with finite differences in
+float64, with a scan, and with sharded and exported programs.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, Arguments, Case, data
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from promises import assert_equal_but_for_rounding, finite, mesh, new_key, signature, specs, varied_and_rest
+
+LANES = 3
+
+
+class Outcome(NamedTuple):
+    """What one step gives: output, new state, gradient, derivative of the output along a direction, and what must be 0."""
+
+    y: jax.Array
+    state: Any
+    gradient: Arguments
+    tangent: jax.Array
+    through_the_state: Arguments
+
+
+def weights(y: jax.Array) -> jax.Array:
+    """Uneven ones: of a norm's plain sum nearly all gradients vanish."""
+    return jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+
+
+def direction(varied: Arguments, amounts: tuple[str, ...]) -> Arguments:
+    """A direction that moves every number but the amounts."""
+    moved = {name: value for name, value in varied.items() if name not in amounts}
+    along = jax.tree.map(lambda a: jnp.sin(1 + jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), moved)
+    return {**jax.tree.map(jnp.zeros_like, varied), **along}
+
+
+class Row:
+    """A row of the table, its lanes, and the one program for all of them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.traces = 0
+        self._run = jax.jit(jax.vmap(self._step))
+
+    @property
+    def keys(self) -> jax.Array:
+        """The keys of the lanes, unused so far."""
+        return jax.random.split(new_key(), LANES)
+
+    def lane(self, i: int, dtype: Any = jnp.float32) -> Arguments:
+        """Arguments of a lane: its amounts, and an x of its own."""
+        arguments = self.case.arguments(dtype)
+        amounts = {name: jnp.asarray(values[i], jnp.float32) for name, values in self.case.amounts.items()}
+        return {**arguments, **amounts, "x": arguments["x"] * (1 + i) + i}
+
+    def lanes(self, dtype: Any = jnp.float32) -> Arguments:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.lane(i, dtype) for i in range(LANES)))
+
+    def _split(self, arguments: Arguments) -> tuple[Arguments, Arguments]:
+        """What is differentiated, the amounts too but for epsilon, and the rest."""
+        varied, rest = varied_and_rest(arguments)
+        amounts = {name: rest.pop(name) for name in self.case.amounts if name != "epsilon"}
+        return {**varied, **amounts}, rest
+
+    def _step(self, key: jax.Array, arguments: Arguments) -> Outcome:
+        self.traces += 1
+        varied, rest = self._split(arguments)
+        call = lambda varied: self.case(jax.random.clone(key), {**rest, **varied})  # noqa: E731
+        y, pullback, state = jax.vjp(call, varied, has_aux=True)
+        (gradient,) = pullback(weights(y))
+        _, tangent = jax.jvp(lambda varied: call(varied)[0], (varied,), (direction(varied, tuple(self.case.amounts)),))
+        from_batch = {name: value for name, value in varied.items() if name != "state"}
+        new, through = jax.vjp(lambda part: call({**varied, **part})[1], from_batch)
+        return Outcome(y, state, gradient, tangent, *through(jax.tree.map(jnp.ones_like, new)))
+
+    def run(self, arguments: Arguments) -> Outcome:
+        return self._run(self.keys, arguments)
+
+    def eager(self, i: int, arguments: Arguments) -> Any:
+        return self.case(self.keys[i], arguments)
+
+    @functools.cached_property
+    def outcome(self) -> Outcome:
+        return self.run(self.lanes())
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def row(request: pytest.FixtureRequest) -> Row:
+    return Row(request.param)
+
+
+def in_lane(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def assert_same_zeros(case: Case, got: Any, expected: Any) -> None:
+    if case.is_random:
+        np.testing.assert_array_equal(np.asarray(got) == 0, np.asarray(expected) == 0)
+
+
+def test_one_program_for_all_steps_and_amounts_gives_what_eager_calls_give(row: Row) -> None:
+    lanes = row.lanes()
+    for outcome in (row.outcome, None):
+        outcome = outcome or row.run(lanes)
+        for i in range(LANES):
+            alone = in_lane(lanes, i)
+            y, state = row.eager(i, alone)
+            assert_equal_but_for_rounding((outcome.y[i], in_lane(outcome.state, i)), (y, state), 3e-6)
+            assert_same_zeros(row.case, outcome.y[i], y)
+            assert y.dtype == alone["x"].dtype
+            if row.case.is_stateful:
+                assert signature(state) == signature(alone["state"])
+        lanes = {**lanes, "x": 2 - lanes["x"], **({"state": outcome.state} if row.case.is_stateful else {})}
+    assert row.traces == 1
+
+
+def test_derivatives_are_finite_without_variance(row: Row) -> None:
+    lanes = row.lanes()
+    for value in (0, -11):
+        assert finite(row.run({**lanes, "x": jnp.full_like(lanes["x"], value)}))
+
+
+def test_derivatives_in_both_modes_are_those_of_finite_differences(row: Row) -> None:
+    narrow = row.outcome
+    for part in jax.tree.leaves((narrow.through_the_state, [narrow.gradient[n] for n in row.case.amounts if n != "epsilon"])):
+        np.testing.assert_array_equal(part, jnp.zeros_like(part))
+    with jax.enable_x64(True):
+        lanes = row.lanes(jnp.float64)
+        varied, rest = row._split(lanes)
+        along = in_lanes_direction(row, varied)
+        step = 1e-5
+        outcome = row.run(lanes)
+        ahead, behind = (
+            row.run({**rest, **jax.tree.map(lambda a, d, sign=sign: a + (sign * step * d).astype(a.dtype), varied, along)}).y
+            for sign in (1, -1)
+        )
+        assert outcome.y.dtype == jnp.float64
+        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(outcome.state))
+        for i in range(LANES):
+            difference = (ahead[i] - behind[i]) / (2 * step)
+            assert_equal_but_for_rounding(outcome.tangent[i], difference, 1e-6)
+            forward = jnp.vdot(weights(difference), outcome.tangent[i])
+            products = jax.tree.map(lambda g, d, i=i: jnp.vdot(g[i], d[i]).astype(jnp.float64), outcome.gradient, along)
+            size = sum(float(jnp.abs(product)) for product in jax.tree.leaves(products)) + 1e-6
+            reverse = sum(float(product) for product in jax.tree.leaves(products))
+            np.testing.assert_allclose(reverse, forward, rtol=0, atol=1e-9 * size)
+            wide = jax.tree.map(np.asarray, (in_lane(outcome, i), in_lane(narrow, i)))
+            assert_equal_but_for_rounding(wide[1], wide[0], 1e-4)
+            eager, _ = row.eager(i, in_lane(lanes, i))
+            assert_equal_but_for_rounding(outcome.y[i], eager, 1e-12)
+
+
+def in_lanes_direction(row: Row, varied: Arguments) -> Arguments:
+    return jax.vmap(lambda varied: direction(varied, tuple(row.case.amounts)))(varied)
+
+
+def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
+    case = row.case
+    start = row.lane(1)
+    xs = jnp.stack([start["x"], 2 - start["x"]])
+
+    def step(state: Any, key_and_x: Any) -> Any:
+        y, state = case(key_and_x[0], {**start, "x": key_and_x[1], **({"state": state} if case.is_stateful else {})})
+        return state, y
+
+    def total(xs: jax.Array, keys: jax.Array) -> Any:
+        state, ys = jax.lax.scan(jax.checkpoint(step), start.get("state"), (keys, xs))
+        return sum(jnp.sum(y * weights(y)) for y in ys), (ys, state)
+
+    (_, (ys, state)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(xs, row.keys[1:3])
+    looped = start.get("state")
+    for i in range(2):
+        looped, y = step(looped, (row.keys[1 + i], xs[i]))
+        assert_equal_but_for_rounding(ys[i], y)
+        assert_same_zeros(case, ys[i], y)
+    assert_equal_but_for_rounding(state, looped)
+    assert_equal_but_for_rounding(gradient[0], row.outcome.gradient["x"][1], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -> None:
+    arguments = row.case.arguments(dtype)
+    y, state = row.case(new_key(), arguments)
+    expected, expected_state = row.case(new_key(), {**arguments, "x": arguments["x"].astype(jnp.float32)})
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+    assert np.mean(np.asarray(y == expected.astype(dtype))) > 0.98
+    assert_equal_but_for_rounding(state, expected_state)
+
+
+def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> None:
+    case, arguments, devices = row.case, row.lane(1), mesh(4)
+    spec = specs(case, arguments)
+    sharded = {
+        name: jax.tree.map(lambda leaf, name=name: jax.device_put(leaf, NamedSharding(devices, spec[name])), value)
+        for name, value in arguments.items()
+    }
+    y, state = jax.jit(case.__call__)(row.keys[1], sharded)
+    assert y.sharding.is_equivalent_to(sharded["x"].sharding, y.ndim)
+    expected = (row.outcome.y[1], in_lane(row.outcome.state, 1))
+    assert_equal_but_for_rounding(jax.device_get((y, state)), expected, 3e-6)
+    assert_same_zeros(case, y, expected[0])
+
+    synced = "axis_name" in case.parameters
+    options = {"axis_name": "d"} if synced else {}
+    part = lambda key, arguments: jax.tree.map(lambda a: a[None], case(key, arguments, **options))  # noqa: E731
+    run = jax.shard_map(part, mesh=devices, in_specs=(P(), spec), out_specs=P("d"))
+    y, state = jax.jit(run)(row.keys[1], arguments)
+    if synced:
+        assert_equal_but_for_rounding((y.reshape(expected[0].shape), in_lane(state, 3)), expected, 3e-6)
+        return
+    rows = arguments["x"].shape[0] // 4
+    for i in range(4):
+        own = {name: a[rows * i : rows * (i + 1)] if name in case.batched else a for name, a in arguments.items()}
+        own_y, own_state = row.case(row.keys[1], own)
+        assert_equal_but_for_rounding((y[i], in_lane(state, i)), (own_y, own_state), 3e-6)
+        assert_same_zeros(case, y[i], own_y)
+
+
+def test_bad_input_is_refused(row: Row) -> None:
+    arguments = row.case.arguments()
+    for dtype in (jnp.int32, jnp.uint8, bool):
+        with pytest.raises(TypeError, match=f"x must be .*{np.dtype(dtype).name}"):
+            row.case(new_key(), {**arguments, "x": jnp.ones(arguments["x"].shape, dtype)})
+    if not row.case.takes_complex:
+        with pytest.raises(TypeError, match="x must be real, got complex64"):
+            row.case(new_key(), {**arguments, "x": data(dtype=jnp.complex64)})
+
+
+def test_key_reuse_is_seen(row: Row) -> None:
+    if not row.case.is_random:
+        return
+    key, arguments = new_key(), row.case.arguments()
+    row.case(key, arguments)
+    with pytest.raises(jax.errors.KeyReuseError):
+        row.case(key, arguments)

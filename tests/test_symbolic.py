@@ -1,0 +1,92 @@
+"""Every layer in programs exported with symbolic sizes, as they come back from a file: value, new state and gradient.
+
+The program that a TPU or a GPU would be given is run on the CPU too: the same masks bit for bit, numbers within rounding.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import Arguments, Case
+from jax import export
+from platforms import program_for
+from promises import assert_equal_but_for_rounding, each, new_key, varied_and_rest
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+ROWS = (3, 16)  # sizes of the batch that a program with a symbolic one is called with
+
+
+def step(case: Case, fixed: Arguments, key_data: jax.Array, arguments: Arguments) -> Any:
+    """Output, new state and gradient; `fixed` are arguments that aren't of the program."""
+    key = jax.random.wrap_key_data(key_data)
+    varied, rest = varied_and_rest({**fixed, **arguments})
+    y, pullback, state = jax.vjp(lambda varied: case(key, {**rest, **varied}), varied, has_aux=True)
+    return y, state, pullback(jnp.cos(y))[0]
+
+
+def of_program(case: Case, arguments: Arguments) -> tuple[Arguments, Arguments]:
+    """Splits into what the program is called with, and what stands in it: amounts."""
+    given = {name: value for name, value in arguments.items() if name not in case.amounts}
+    return given, {name: value for name, value in arguments.items() if name in case.amounts}
+
+
+def with_rows(case: Case, arguments: Arguments, rows: int) -> Arguments:
+    """The arguments with another size of the batch."""
+    own = arguments["x"].shape[0]
+    index = np.arange(rows) % own
+    return {name: value[index] if name in case.batched else value for name, value in arguments.items()}
+
+
+def symbolic(arguments: Arguments, axis: int, names: tuple[str, ...]) -> Arguments:
+    """Shapes of the arguments, with a symbolic size of an axis where an array has what x has there."""
+    (size,) = export.symbolic_shape("n")
+    known = arguments["x"].shape[axis]
+
+    def shape(name: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        whole = list(leaf.shape)
+        if name in names and whole[axis] == known:
+            whole[axis] = size
+        return jax.ShapeDtypeStruct(tuple(whole), leaf.dtype)
+
+    return {name: jax.tree.map(functools.partial(shape, name), value) for name, value in arguments.items()}
+
+
+def compare(case: Case, got: Any, expected: Any) -> None:
+    assert_equal_but_for_rounding(got, expected, 5e-6)
+    if case.is_random:
+        np.testing.assert_array_equal(np.asarray(got[0]) == 0, np.asarray(expected[0]) == 0)
+        np.testing.assert_array_equal(np.asarray(got[2]["x"]) == 0, np.asarray(expected[2]["x"]) == 0)
+
+
+@each
+def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) -> None:
+    given, fixed = of_program(case, case.arguments())
+    run = jax.jit(functools.partial(step, case, fixed))
+    key_data = jax.random.key_data(new_key())
+    shapes = symbolic(given, 0, case.batched)
+    program = export.deserialize(export.export(run, platforms=PLATFORMS)(key_data, shapes).serialize())
+    assert program.platforms == PLATFORMS
+    others = [program_for(platform, run, key_data, shapes) for platform in ("cuda", "tpu")]
+    for rows in ROWS:
+        arguments = with_rows(case, given, rows)
+        expected = run(key_data, arguments)
+        compare(case, program.call(key_data, arguments), expected)
+        if rows == ROWS[0]:
+            for other in others:
+                compare(case, other(key_data, arguments), expected)
+
+
+@pytest.mark.slow
+@each
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_program_with_another_symbolic_size_gives_what_the_layer_gives(case: Case, axis: int) -> None:
+    if case.options.get("channel_axis", -1) == axis:
+        pytest.skip("the size of the parameters is known")
+    given, fixed = of_program(case, case.arguments())
+    run = jax.jit(functools.partial(step, case, fixed))
+    key_data = jax.random.key_data(new_key())
+    serialized = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, axis, case.batched)).serialize()
+    compare(case, export.deserialize(serialized).call(key_data, given), run(key_data, given))
