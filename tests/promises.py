@@ -17,10 +17,17 @@ RANDOM = tuple(case for case in CASES if case.is_random)
 SYNCED = tuple(case for case in CASES if "axis_name" in case.parameters)
 DIFFERENTIABLE = ("params", "state", "x", "residual")
 
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-each_random = pytest.mark.parametrize("case", RANDOM, ids=lambda case: case.name)
-each_stateful = pytest.mark.parametrize("case", WITH_STATE, ids=lambda case: case.name)
-each_synced = pytest.mark.parametrize("case", SYNCED, ids=lambda case: case.name)
+
+def rows(cases: tuple[Case, ...], *marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Runs a test for every one of these rows of the case table."""
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks) for case in cases])
+
+
+# The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them for every row.
+each = rows(CASES, pytest.mark.slow)
+each_random = rows(RANDOM, pytest.mark.slow)
+each_stateful = rows(WITH_STATE, pytest.mark.slow)
+each_synced = rows(SYNCED, pytest.mark.slow)
 check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
 
 

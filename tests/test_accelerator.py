@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Arguments, Case
-from promises import assert_equal_but_for_rounding, each, new_key, varied_and_rest
+from cases import CASES, Arguments, Case
+from promises import assert_equal_but_for_rounding, new_key, rows, varied_and_rest
 
 from jaxnorm._bits import random_integers
 
@@ -75,7 +75,7 @@ def arguments_on(device: jax.Device, case: Case, position: int) -> tuple[jax.Arr
     return jax.device_put((new_key(), *varied_and_rest(arguments)), device)
 
 
-@each
+@rows(CASES)
 def test_the_accelerator_computes_what_the_cpu_computes(case: Case, device: jax.Device) -> None:
     cpu = jax.devices("cpu")[0]
     run = jax.jit(functools.partial(step, case))

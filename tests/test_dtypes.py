@@ -9,10 +9,10 @@ import oracles
 import pytest
 from cases import CASES, Case, data
 from numpy.testing import assert_allclose, assert_array_equal
+from promises import each, rows
 
 from jaxnorm import AffineParams, RunningStats, batch_norm, dropout, init_batch_norm
 
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 HALF = (jnp.float16, jnp.bfloat16)
 FLOATS = (*HALF, jnp.float32, jnp.float8_e4m3fn)
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.__name__)
@@ -124,7 +124,7 @@ def test_float32_x_updates_a_float64_state_in_float64() -> None:
         assert_allclose(still.mean, 1, rtol=1e-14)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.takes_complex], ids=lambda case: case.name)
+@rows(tuple(case for case in CASES if case.takes_complex))
 def test_complex_numbers_go_through_every_case_that_takes_them(case: Case) -> None:
     arguments = case.arguments(jnp.complex64)
     y, state = jax.jit(case.__call__)(new_key(), arguments)
@@ -137,7 +137,7 @@ def test_complex_numbers_go_through_every_case_that_takes_them(case: Case) -> No
     assert_allclose(state.var, expected.var, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.takes_complex], ids=lambda case: case.name)
+@rows(tuple(case for case in CASES if not case.takes_complex), pytest.mark.slow)
 def test_complex_numbers_are_refused_elsewhere(case: Case) -> None:
     with pytest.raises(TypeError, match="x must be real, got complex64"):
         case(new_key(), {**case.arguments(), "x": data(dtype=jnp.complex64)})

@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, SHAPE, Case, counted, data
+from cases import SHAPE, Case, counted, data
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
+from promises import each, each_random, each_stateful
 
 from jaxnorm import AffineParams, RunningStats, batch_norm, dropout
 
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-each_random = pytest.mark.parametrize("case", [case for case in CASES if case.is_random], ids=lambda case: case.name)
-each_stateful = pytest.mark.parametrize("case", [case for case in CASES if case.is_stateful], ids=lambda case: case.name)
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")

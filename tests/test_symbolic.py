@@ -10,33 +10,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Arguments, Case
+from cases import CASES, Arguments, Case
 from jax import export
 from platforms import program_for
-from promises import assert_equal_but_for_rounding, each, new_key, varied_and_rest
+from promises import assert_equal_but_for_rounding, new_key, rows, varied_and_rest
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-ROWS = (3, 16)  # sizes of the batch that a program with a symbolic one is called with
+SIZES = (3, 16)  # sizes of the batch that a program with a symbolic one is called with
 
 
-def step(case: Case, fixed: Arguments, key_data: jax.Array, arguments: Arguments) -> Any:
-    """Output, new state and gradient; `fixed` are arguments that aren't of the program."""
+def step(case: Case, fixed: Arguments, key_data: jax.Array, given: Arguments) -> Any:
+    """Output, new state and gradient; `fixed` are arguments that aren't of the program.
+
+    Named tuples are written as plain ones: serialization knows only types that the program's user registers.
+    """
     key = jax.random.wrap_key_data(key_data)
+    types = {name: type(value) for name, value in case.arguments().items() if isinstance(value, tuple)}
+    arguments = {name: types[name](*value) if name in types else value for name, value in given.items()}
     varied, rest = varied_and_rest({**fixed, **arguments})
     y, pullback, state = jax.vjp(lambda varied: case(key, {**rest, **varied}), varied, has_aux=True)
-    return y, state, pullback(jnp.cos(y))[0]
+    return plain((y, state, pullback(jnp.cos(y))[0]))
+
+
+def plain(tree: Any) -> Any:
+    """The tree with plain tuples for named ones."""
+    if isinstance(tree, dict):
+        return {name: plain(value) for name, value in tree.items()}
+    return tuple(plain(value) for value in tree) if isinstance(tree, tuple) else tree
 
 
 def of_program(case: Case, arguments: Arguments) -> tuple[Arguments, Arguments]:
     """Splits into what the program is called with, and what stands in it: amounts."""
     given = {name: value for name, value in arguments.items() if name not in case.amounts}
-    return given, {name: value for name, value in arguments.items() if name in case.amounts}
+    return plain(given), {name: value for name, value in arguments.items() if name in case.amounts}
 
 
-def with_rows(case: Case, arguments: Arguments, rows: int) -> Arguments:
+def with_rows(case: Case, arguments: Arguments, size: int) -> Arguments:
     """The arguments with another size of the batch."""
     own = arguments["x"].shape[0]
-    index = np.arange(rows) % own
+    index = np.arange(size) % own
     return {name: value[index] if name in case.batched else value for name, value in arguments.items()}
 
 
@@ -61,7 +73,7 @@ def compare(case: Case, got: Any, expected: Any) -> None:
         np.testing.assert_array_equal(np.asarray(got[2]["x"]) == 0, np.asarray(expected[2]["x"]) == 0)
 
 
-@each
+@rows(CASES)
 def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) -> None:
     given, fixed = of_program(case, case.arguments())
     run = jax.jit(functools.partial(step, case, fixed))
@@ -70,17 +82,17 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) 
     program = export.deserialize(export.export(run, platforms=PLATFORMS)(key_data, shapes).serialize())
     assert program.platforms == PLATFORMS
     others = [program_for(platform, run, key_data, shapes) for platform in ("cuda", "tpu")]
-    for rows in ROWS:
-        arguments = with_rows(case, given, rows)
+    for size in SIZES:
+        arguments = with_rows(case, given, size)
         expected = run(key_data, arguments)
         compare(case, program.call(key_data, arguments), expected)
-        if rows == ROWS[0]:
+        if size == SIZES[0]:
             for other in others:
                 compare(case, other(key_data, arguments), expected)
 
 
 @pytest.mark.slow
-@each
+@rows(CASES)
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_program_with_another_symbolic_size_gives_what_the_layer_gives(case: Case, axis: int) -> None:
     if case.options.get("channel_axis", -1) == axis:
