@@ -158,6 +158,23 @@ def test_derivatives_in_both_modes_are_those_of_finite_differences(row: Row) -> 
             assert_equal_but_for_rounding(outcome.y[i], eager, 1e-12)
 
 
+def test_every_amount_changes_what_the_layer_gives(row: Row) -> None:
+    case, arguments = row.case, row.lane(1)
+    for name, (lowest, _, highest) in case.amounts.items():
+        if name == "momentum" and not case.options["train"]:
+            continue
+        low, high = (case(row.keys[1], {**arguments, name: jnp.asarray(value, jnp.float32)}) for value in (lowest, highest))
+        changed = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), low, high)
+        assert any(jax.tree.leaves(changed)), name
+
+
+def test_float64_has_digits_that_float32_has_not(row: Row) -> None:
+    with jax.enable_x64(True):
+        y, state = row.eager(1, row.lane(1, jnp.float64))
+        new = jax.tree.leaves(state) if row.case.options.get("train") else []
+        assert all(bool(jnp.any(part != part.astype(jnp.float32).astype(part.dtype))) for part in (y, *new))
+
+
 def in_lanes_direction(row: Row, varied: Arguments) -> Arguments:
     return jax.vmap(lambda varied: direction(varied, tuple(row.case.amounts)))(varied)
 
