@@ -168,6 +168,12 @@ def test_every_amount_changes_what_the_layer_gives(row: Row) -> None:
         assert any(jax.tree.leaves(changed)), name
 
 
+def test_every_key_draws_anew(row: Row) -> None:
+    if row.case.is_random:
+        ys = [row.case(key, row.lane(1))[0] for key in row.keys]
+        assert len({np.asarray(y).tobytes() for y in ys}) == LANES
+
+
 def test_float64_has_digits_that_float32_has_not(row: Row) -> None:
     with jax.enable_x64(True):
         y, state = row.eager(1, row.lane(1, jnp.float64))
