@@ -5,18 +5,22 @@
 
 from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
 from jaxnorm._norm.batch import batch_norm, init_batch_norm
-from jaxnorm._types import AffineParams, RunningStats
+from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
+from jaxnorm._types import AffineParams, RenormStats, RunningStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AffineParams",
+    "RenormStats",
     "RunningStats",
     "batch_norm",
+    "batch_renorm",
     "classic_dropout",
     "dropout",
     "gaussian_dropout",
     "init_batch_norm",
+    "init_batch_renorm",
     "uniform_dropout",
     "weight_scaled",
 ]

@@ -33,9 +33,11 @@ def check_float(name: str, x: Any, *, allow_complex: bool = False) -> jax.Array:
     return jnp.asarray(x)
 
 
-def check_number(name: str, value: Scalar, *, low: float, high: float = np.inf, open_high: bool = False) -> Scalar:
-    """Returns `value`, or raises unless it is a number in `[low, high]` (`[low, high)` if `open_high`)."""
-    open_high = open_high or high == np.inf
+def check_number(
+    name: str, value: Scalar, *, low: float, high: float = np.inf, open_high: bool = False, infinite: bool = False
+) -> Scalar:
+    """Returns `value`, or raises unless it is a number in `[low, high]`; in `[low, high)` if `open_high` or not `infinite`."""
+    open_high = open_high or (high == np.inf and not infinite)
     interval = f"[{low:g}, {high:g}{')' if open_high else ']'}"
     dtype = value.dtype if hasattr(value, "dtype") else None
     if dtype is None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -52,8 +54,7 @@ def check_number(name: str, value: Scalar, *, low: float, high: float = np.inf, 
 
 def check_scalar(name: str, value: Scalar, *, low: float, high: float = np.inf, infinite: bool = False) -> Scalar:
     """Returns `value`, or raises unless it is one number in `[low, high]`; infinity must be allowed."""
-    if not (infinite and is_concrete(value) and np.ndim(value) == 0 and np.asarray(value).item() == np.inf):
-        check_number(name, value, low=low, high=high)
+    check_number(name, value, low=low, high=high, infinite=infinite)
     check_shape(name, value, (), "a scalar")
     return value
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 
 class AffineParams(NamedTuple):
@@ -28,11 +29,9 @@ class RenormStats(NamedTuple):
     std: jax.Array
 
 
-class CovarianceStats(NamedTuple):
-    """Running mean `[C]` and covariance `[groups, group_size, group_size]` of a layer that whitens, in float32 or wider."""
-
-    mean: jax.Array
-    cov: jax.Array
+for _container in (AffineParams, RunningStats, RenormStats):
+    # Exported programs that take or give these are written to files and read back.
+    export.register_namedtuple_serialization(_container, serialized_name=f"jaxnorm.{_container.__name__}")
 
 
 def wide_dtype(dtype: Any) -> np.dtype:

@@ -92,6 +92,13 @@ def _batch_norm(dtype: Any, channel_axis: int = -1, **more: Any) -> Arguments:
     return {"params": params, "state": jaxnorm.RunningStats(state.mean + 3, state.var * 7), "x": x, **more}
 
 
+def _batch_renorm(dtype: Any, **more: Any) -> Arguments:
+    """With a state so far from the batch that both corrections are at their limits: constants, also for finite differences."""
+    arguments = _batch_norm(dtype, **more)
+    mean = arguments["state"].mean
+    return {**arguments, "state": jaxnorm.RenormStats(mean + 6, 0 * mean + 0.05)}
+
+
 def _cubic(z: Any) -> Any:
     """An activation for jax and NumPy, real and complex numbers alike, that has every derivative."""
     return z - z * z * z / 50
@@ -102,6 +109,7 @@ def _x(dtype: Any) -> Arguments:
 
 
 _MOMENTUM = {"momentum": (0.0, 0.7, 1.0), "epsilon": (1e-6, 1e-3, 10.0)}
+_LIMITS = {"r_max": (1.0, 1.5, 3.0), "d_max": (0.0, 0.5, 2.0)}
 _RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
 
 CASES = (
@@ -132,6 +140,16 @@ CASES = (
         {"train": True, "activation": _cubic},
         ("x", "residual"),
         takes_complex=True,
+    ),
+    Case("batch_renorm-train", _batch_renorm, jaxnorm.batch_renorm, _MOMENTUM | _LIMITS, {"train": True}),
+    Case("batch_renorm-infer", _batch_renorm, jaxnorm.batch_renorm, _MOMENTUM, {"train": False}),
+    Case(
+        "batch_renorm-where",
+        lambda dtype: _batch_renorm(dtype, where=counted()),
+        jaxnorm.batch_renorm,
+        _MOMENTUM | _LIMITS,
+        {"train": True},
+        ("x", "where"),
     ),
     Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("dropout-8_bits", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"bits": 8}),

@@ -71,6 +71,48 @@ def batch_norm(
     return Normalized(y, new_mean.reshape(kept), new_var.reshape(kept))
 
 
+class Renormalized(NamedTuple):
+    y: Array
+    mean: Array
+    std: Array
+
+
+def batch_renorm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int | Sequence[int] = -1,
+    where: ArrayLike | None = None,
+) -> Renormalized:
+    """Algorithm 1 of Ioffe (2017), written as the paper has it: normalized by the batch, times r, plus d."""
+    x = wide(x)
+    axes = reduced_axes(x.ndim, channel_axis)
+    kept = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+    running_mean, running_std = (np.expand_dims(wide(part), axes) for part in state)
+    new_mean, new_std = running_mean, running_std
+    if train:
+        mean, var, _ = moments(x, axes, where)
+        std = np.sqrt(var + epsilon)
+        r = np.minimum(np.maximum(std / running_std, 1 / r_max), r_max)
+        d = np.minimum(np.maximum((mean - running_mean) / running_std, -d_max), d_max)
+        y = (x - mean) / std * r + d
+        new_mean = running_mean + (1 - momentum) * (mean - running_mean)
+        new_std = running_std + (1 - momentum) * (std - running_std)
+    else:
+        y = (x - running_mean) / running_std
+    if params[0] is not None:
+        y = y * np.expand_dims(wide(params[0]), axes)
+    if params[1] is not None:
+        y = y + np.expand_dims(wide(params[1]), axes)
+    return Renormalized(y, new_mean.reshape(kept), new_std.reshape(kept))
+
+
 def batch_norm_gradient(
     x: ArrayLike, scale: ArrayLike, dy: ArrayLike, *, epsilon: float, where: ArrayLike | None = None, channel_axis: int = -1
 ) -> tuple[Array, Array, Array]:

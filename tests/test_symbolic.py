@@ -20,29 +20,17 @@ SIZES = (3, 16)  # sizes of the batch that a program with a symbolic one is call
 
 
 def step(case: Case, fixed: Arguments, key_data: jax.Array, given: Arguments) -> Any:
-    """Output, new state and gradient; `fixed` are arguments that aren't of the program.
-
-    Named tuples are written as plain ones: serialization knows only types that the program's user registers.
-    """
+    """Output, new state and gradient; `fixed` are arguments that aren't of the program."""
     key = jax.random.wrap_key_data(key_data)
-    types = {name: type(value) for name, value in case.arguments().items() if isinstance(value, tuple)}
-    arguments = {name: types[name](*value) if name in types else value for name, value in given.items()}
-    varied, rest = varied_and_rest({**fixed, **arguments})
+    varied, rest = varied_and_rest({**fixed, **given})
     y, pullback, state = jax.vjp(lambda varied: case(key, {**rest, **varied}), varied, has_aux=True)
-    return plain((y, state, pullback(jnp.cos(y))[0]))
-
-
-def plain(tree: Any) -> Any:
-    """The tree with plain tuples for named ones."""
-    if isinstance(tree, dict):
-        return {name: plain(value) for name, value in tree.items()}
-    return tuple(plain(value) for value in tree) if isinstance(tree, tuple) else tree
+    return y, state, pullback(jnp.cos(y))[0]
 
 
 def of_program(case: Case, arguments: Arguments) -> tuple[Arguments, Arguments]:
     """Splits into what the program is called with, and what stands in it: amounts."""
     given = {name: value for name, value in arguments.items() if name not in case.amounts}
-    return plain(given), {name: value for name, value in arguments.items() if name in case.amounts}
+    return given, {name: value for name, value in arguments.items() if name in case.amounts}
 
 
 def with_rows(case: Case, arguments: Arguments, size: int) -> Arguments:
