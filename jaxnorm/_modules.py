@@ -1,7 +1,8 @@
 """What the Flax modules do besides keeping variables: the one place for it, so that `jaxnorm.linen` and `jaxnorm.nnx` agree."""
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,7 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._dropout.elementwise import NOISE_BITS, dropout, gaussian_dropout, uniform_dropout
-from jaxnorm._moments import AxisName
-from jaxnorm._norm.batch import batch_norm
-from jaxnorm._types import AffineParams, RunningStats, wide_dtype
+from jaxnorm._types import AffineParams, wide_dtype
 
 DrawKey = Callable[[], jax.Array]
 """Gives a key; called at most once, and only where something is drawn, so that counters of keys advance as in Flax."""
@@ -54,44 +53,54 @@ def _promoted(*arrays_and_dtypes: Any) -> np.dtype:
         return jnp.result_type(*arrays_and_dtypes)
 
 
-def apply_batch_norm(
+class BatchFunction(NamedTuple):
+    """The function of a layer with statistics of the batch, and its state: a mean and another statistic, in this order."""
+
+    function: Callable[..., Any]
+    state: Any
+
+    @property
+    def spread(self) -> str:
+        """Name of the statistic beside the mean."""
+        return self.state._fields[1]
+
+
+_OWN = ("params", "state", "x", "train", "channel_axis", "where", "dtype")  # arguments that modules name otherwise, or make
+
+
+def options_of(function: Callable[..., Any], module: Any) -> dict[str, Any]:
+    """Returns the arguments of a layer's function that its module has as attributes of the same name."""
+    names = (name for name in inspect.signature(function).parameters if name not in _OWN)
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def apply_batch_layer(
+    layer: BatchFunction,
     params: AffineParams,
-    state: RunningStats,
+    state: tuple[jax.Array, jax.Array],
     x: jax.Array,
     *,
     use_running_average: bool | jax.Array,
     mask: Any,
     axis: int | Sequence[int],
-    momentum: Scalar,
-    epsilon: Scalar,
     dtype: Any,
-    axis_name: AxisName,
-    axis_index_groups: Any,
-    unbiased: bool,
-    residual: jax.Array | None,
-    activation: Callable[[jax.Array], jax.Array] | None,
-) -> tuple[jax.Array, RunningStats | None]:
+    **options: Any,
+) -> tuple[jax.Array, Any]:
     """Returns y, and the new running statistics or None where `use_running_average` says now that they stay."""
     x = check_float("x", x, allow_complex=True)
     canonical_axes("axis", axis, x.ndim)  # in the words of the modules: the function says `channel_axis`
     frozen = check_flag("use_running_average", use_running_average)
     wide = wide_dtype(compute_dtype(dtype, x, *params))
-    y, new_state = batch_norm(
+    y, new_state = layer.function(
         params,
-        state,
+        layer.state(*state),
         # A half x is computed with in float32 as it is, and kept as it is for the gradient.
         x if wide_dtype(x.dtype) == wide else x.astype(wide),
         train=not frozen if isinstance(frozen, bool) else jnp.logical_not(frozen),
-        momentum=momentum,
-        epsilon=epsilon,
         channel_axis=axis,
         where=None if mask is None else _where(mask, x),
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        unbiased=unbiased,
-        residual=residual,
-        activation=activation,
         dtype=output_dtype(dtype, x, *params),
+        **options,
     )
     return y, None if frozen is True else new_state
 

@@ -31,6 +31,7 @@ class Case:
       options: static arguments.
       batched: arguments that have x's batch axis, their first.
       takes_complex: whether x may be complex.
+      idle: amounts that change nothing here.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     batched: tuple[str, ...] = ("x",)
     takes_complex: bool = False
+    idle: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -114,7 +116,9 @@ _RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
 
 CASES = (
     Case("batch_norm-train", _batch_norm, jaxnorm.batch_norm, _MOMENTUM, {"train": True}, takes_complex=True),
-    Case("batch_norm-infer", _batch_norm, jaxnorm.batch_norm, _MOMENTUM, {"train": False}, takes_complex=True),
+    Case(
+        "batch_norm-infer", _batch_norm, jaxnorm.batch_norm, _MOMENTUM, {"train": False}, takes_complex=True, idle=("momentum",)
+    ),
     Case(
         "batch_norm-where",
         lambda dtype: _batch_norm(dtype, where=counted()),
@@ -142,7 +146,14 @@ CASES = (
         takes_complex=True,
     ),
     Case("batch_renorm-train", _batch_renorm, jaxnorm.batch_renorm, _MOMENTUM | _LIMITS, {"train": True}),
-    Case("batch_renorm-infer", _batch_renorm, jaxnorm.batch_renorm, _MOMENTUM, {"train": False}),
+    Case(
+        "batch_renorm-infer",
+        _batch_renorm,
+        jaxnorm.batch_renorm,
+        _MOMENTUM | _LIMITS,
+        {"train": False},
+        idle=("momentum", "epsilon", "r_max", "d_max"),
+    ),
     Case(
         "batch_renorm-where",
         lambda dtype: _batch_renorm(dtype, where=counted()),

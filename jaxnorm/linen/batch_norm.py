@@ -1,17 +1,18 @@
 """Batch normalization as a `flax.linen` module."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxnorm._modules import apply_batch_norm, compute_dtype, feature_shape
-from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype
+from jaxnorm._modules import BatchFunction
+from jaxnorm._norm.batch import batch_norm
+from jaxnorm._types import RunningStats
+from jaxnorm.linen._batch_layer import BatchLayer
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(BatchLayer):
     """Batch normalization: `jaxnorm.batch_norm` with Flax's fields, variables and call, in place of `flax.linen.BatchNorm`.
 
     Training: `y = scale (x - mean) / sqrt(var + epsilon) + bias` with the mean and the biased variance of each channel in the
@@ -59,18 +60,8 @@ class BatchNorm(nn.Module):
       [0.2 2. ]
     """
 
-    use_running_average: bool | jax.Array | None = None
-    axis: int | Sequence[int] = -1
-    momentum: float | jax.Array = 0.99
-    epsilon: float | jax.Array = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: Callable[..., Any] = nn.initializers.zeros
-    scale_init: Callable[..., Any] = nn.initializers.ones
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    layer: ClassVar = BatchFunction(batch_norm, RunningStats)
+
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     unbiased: bool = False
@@ -101,32 +92,4 @@ class BatchNorm(nn.Module):
             axis_name is not bound where the module is applied.
           TypeError: if x holds integers or bools; if x is complex where `dtype` or the running mean is not.
         """
-        frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        shape = feature_shape(x, self.axis)
-        params = AffineParams(
-            scale=self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None,
-            bias=self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None,
-        )
-        mean_dtype = wide_dtype(compute_dtype(self.dtype, x, *params))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, real_dtype(mean_dtype))
-        initializing = self.is_initializing()
-        y, stats = apply_batch_norm(
-            params,
-            RunningStats(mean.value, var.value),
-            x,
-            use_running_average=frozen,
-            mask=mask,
-            axis=self.axis,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            axis_name=None if initializing else self.axis_name,
-            axis_index_groups=None if initializing else self.axis_index_groups,
-            unbiased=self.unbiased,
-            residual=residual,
-            activation=self.activation,
-        )
-        if stats is not None and not initializing:
-            mean.value, var.value = stats
-        return y
+        return self._run(x, use_running_average, mask, residual=residual)

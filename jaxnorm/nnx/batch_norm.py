@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._checks import check_size
-from jaxnorm._modules import apply_batch_norm
-from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype
-from jaxnorm.nnx._flags import first_given
+from jaxnorm._modules import BatchFunction
+from jaxnorm._norm.batch import batch_norm
+from jaxnorm._types import RunningStats
+from jaxnorm.nnx._batch_layer import BatchLayer
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(BatchLayer):
     """Batch normalization: `jaxnorm.batch_norm` with Flax's arguments, variables and call, in place of `flax.nnx.BatchNorm`.
 
     Training: `y = scale (x - mean) / sqrt(var + epsilon) + bias` with the mean and the biased variance of each channel in the
@@ -65,6 +65,8 @@ class BatchNorm(nnx.Module):
       [0.2 2. ]
     """
 
+    layer: ClassVar = BatchFunction(batch_norm, RunningStats)
+
     def __init__(
         self,
         num_features: int | Sequence[int],
@@ -90,25 +92,24 @@ class BatchNorm(nnx.Module):
         activation: Callable[[jax.Array], jax.Array] | None = None,
     ):
         """Makes the variables; the arguments are those of the class."""
-        sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
-        shape = tuple(check_size("num_features", size) for size in sizes)
-        mean_dtype = wide_dtype(param_dtype if dtype is None else dtype)
-        self.mean = nnx.BatchStat(jnp.zeros(shape, mean_dtype))
-        self.var = nnx.BatchStat(jnp.ones(shape, real_dtype(mean_dtype)))
-        # An absent part is data too, so that a layer with and one without it differ in their leaves and not in static fields.
-        self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else nnx.data(None)
-        self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
-        self.num_features = num_features
-        self.use_running_average = use_running_average
-        self.axis = axis
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.use_bias = use_bias
-        self.use_scale = use_scale
-        self.axis_name = axis_name
-        self.axis_index_groups = axis_index_groups
+        super().__init__(
+            num_features,
+            use_running_average=use_running_average,
+            axis=axis,
+            momentum=momentum,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_bias=use_bias,
+            use_scale=use_scale,
+            bias_init=bias_init,
+            scale_init=scale_init,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            rngs=rngs,
+            bias_metadata=bias_metadata,
+            scale_metadata=scale_metadata,
+        )
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.unbiased = unbiased
@@ -138,34 +139,4 @@ class BatchNorm(nnx.Module):
             momentum or epsilon do not fit; if axis_name is not bound where the module is called.
           TypeError: if x holds integers or bools; if x is complex where `dtype` or the running mean is not.
         """
-        y, stats = apply_batch_norm(
-            AffineParams(
-                scale=None if self.scale is None else self.scale[...],
-                bias=None if self.bias is None else self.bias[...],
-            ),
-            RunningStats(self.mean[...], self.var[...]),
-            x,
-            use_running_average=first_given(self, "use_running_average", use_running_average),
-            mask=mask,
-            axis=self.axis,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            unbiased=self.unbiased,
-            residual=residual,
-            activation=self.activation,
-        )
-        if stats is not None:
-            self.mean[...], self.var[...] = stats
-        return y
-
-    def set_view(self, use_running_average: bool | None = None) -> None:
-        """Sets the flag in a view of the module, as `nnx.view` asks for.
-
-        Args:
-          use_running_average: if True, the running statistics are used instead of those of the batch.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
+        return self._run(x, use_running_average, mask, residual=residual)

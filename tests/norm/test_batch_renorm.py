@@ -80,9 +80,7 @@ def test_limits_of_1_and_0_are_batch_norm_with_its_gradient() -> None:
     got, pullback = jax.vjp(ours, params, x)
     expected, expected_pullback = jax.vjp(plain, params, x)
     assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
-    for part, wanted in zip(
-        jax.tree.leaves(pullback(weights)), jax.tree.leaves(expected_pullback(weights)), strict=True
-    ):
+    for part, wanted in zip(jax.tree.leaves(pullback(weights)), jax.tree.leaves(expected_pullback(weights)), strict=True):
         assert_allclose(part, wanted, rtol=2e-5, atol=2e-5)
 
 

@@ -1,0 +1,83 @@
+"""What the layers with statistics of the batch share as `flax.linen` modules: fields, variables and call."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxnorm._modules import BatchFunction, apply_batch_layer, compute_dtype, feature_shape, options_of
+from jaxnorm._types import AffineParams, real_dtype, wide_dtype
+
+
+class BatchLayer(nn.Module):
+    """A layer that is its docstring, the fields that it has besides these, and `layer`: its function and state."""
+
+    layer: ClassVar[BatchFunction]
+
+    use_running_average: bool | jax.Array | None = None
+    axis: int | Sequence[int] = -1
+    momentum: float | jax.Array = 0.99
+    epsilon: float | jax.Array = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Callable[..., Any] = nn.initializers.zeros
+    scale_init: Callable[..., Any] = nn.initializers.ones
+    axis_name: Any = None
+    axis_index_groups: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | jax.Array | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalizes x, and in training averages the statistics where `batch_stats` is mutable.
+
+        Args:
+          x: array of floating point numbers, `[..., C]` or with the features on `axis`.
+          use_running_average: as the field of this name; given once, here or there.
+          mask: array that broadcasts to x: nonzero for the elements that count in the statistics.
+
+        Returns:
+          Array of x's shape, in `dtype`.
+
+        Raises:
+          ValueError: if `use_running_average` is given nowhere or twice; if a field or the mask does not fit; if axis_name is
+            not bound where the module is applied.
+          TypeError: if x does not hold floating point numbers.
+        """
+        return self._run(x, use_running_average, mask)
+
+    @nn.nowrap
+    def _run(self, x: jax.Array, use_running_average: bool | jax.Array | None, mask: jax.Array | None, **then: Any) -> jax.Array:
+        """Calls the function with the variables, the fields that it knows by name, and `then`."""
+        frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        shape = feature_shape(x, self.axis)
+        params = AffineParams(
+            scale=self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None,
+            bias=self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None,
+        )
+        mean_dtype = wide_dtype(compute_dtype(self.dtype, x, *params))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
+        spread = self.variable("batch_stats", self.layer.spread, jnp.ones, shape, real_dtype(mean_dtype))
+        options = options_of(self.layer.function, self)
+        initializing = self.is_initializing()
+        if initializing:
+            options |= {"axis_name": None, "axis_index_groups": None}
+        y, stats = apply_batch_layer(
+            self.layer,
+            params,
+            (mean.value, spread.value),
+            x,
+            use_running_average=frozen,
+            mask=mask,
+            axis=self.axis,
+            dtype=self.dtype,
+            **options,
+            **then,
+        )
+        if stats is not None and not initializing:
+            mean.value, spread.value = stats
+        return y
