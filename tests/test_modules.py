@@ -46,8 +46,8 @@ def test_arguments_are_those_of_flax(ours, flaxs, name):
 @pytest.mark.parametrize(
     ("package", "base"), [(jaxnorm.linen, flax.linen.Module), (jaxnorm.nnx, flax.nnx.Module)], ids=["linen", "nnx"]
 )
-def test_packages_export_the_four_classes(package, base):
-    assert sorted(package.__all__) == ["BatchNorm", *NOISES]
+def test_packages_export_their_classes(package, base):
+    assert sorted(package.__all__) == ["BatchNorm", "BatchRenorm", *NOISES]
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 
 
