@@ -207,7 +207,6 @@ def checked_call(
         check_stats_dtype(f"state.{name}", check_float(f"state.{name}", part, allow_complex=True).dtype, like=like)
         check_shape(f"state.{name}", part, (shapes or {}).get(name, shape), "the channels of x")
     axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
-    known = is_concrete(train)
     return BatchCall(
         params=params,
         state=state,
@@ -215,8 +214,8 @@ def checked_call(
         where=None if where is None else check_where(where, x),
         weights=_weights(momentum),
         epsilon=epsilon,
-        train=None if known else train,
-        known_train=train if known else None,
+        train=None if isinstance(train, bool) else train,
+        known_train=train if isinstance(train, bool) else None,
         channels=channels,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,

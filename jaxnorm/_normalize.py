@@ -23,7 +23,7 @@ def normalize(
     scale: jax.Array | None,
     bias: jax.Array | None,
     *,
-    epsilon: jax.Array,
+    epsilon: Any,
     axes: Sequence[int],
     where: jax.Array | None = None,
     residual: jax.Array | None = None,
