@@ -1,5 +1,6 @@
 """What the Flax modules do besides keeping variables: the one place for it, so that `jaxnorm.linen` and `jaxnorm.nnx` agree."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -70,8 +71,12 @@ _OWN = ("params", "state", "x", "train", "channel_axis", "where", "dtype")  # ar
 
 def options_of(function: Callable[..., Any], module: Any) -> dict[str, Any]:
     """Returns the arguments of a layer's function that its module has as attributes of the same name."""
-    names = (name for name in inspect.signature(function).parameters if name not in _OWN)
-    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return {name: getattr(module, name) for name in _option_names(function) if hasattr(module, name)}
+
+
+@functools.cache
+def _option_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(function).parameters if name not in _OWN)
 
 
 def apply_batch_layer(

@@ -46,14 +46,14 @@ class BatchRenorm(BatchLayer):
     Example:
       >>> import jax, jax.numpy as jnp, jaxnorm.linen
       >>> norm = jaxnorm.linen.BatchRenorm(momentum=0.5, epsilon=0.0)
-      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 26.0]])
       >>> variables = norm.init(jax.random.key(0), x, use_running_average=False)
       >>> y, updates = norm.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-      >>> print((8 * y).round() / 8)
+      >>> print(y)
       [[1. 2.]
        [3. 8.]]
       >>> print(updates["batch_stats"]["std"])
-      [1.  5.5]
+      [1.  4.5]
     """
 
     layer: ClassVar = BatchFunction(batch_renorm, RenormStats)
