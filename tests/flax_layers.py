@@ -12,8 +12,9 @@ import numpy as np
 import jaxnorm.linen
 import jaxnorm.nnx
 
+AFFINE = ("scale", "bias")
 Variables = dict[str, jax.Array]
-"""`scale` and `bias` if there are such, `mean`, `var`."""
+"""`scale` and `bias` if there are such, `mean`, and `var` or what the layer has instead."""
 
 
 class Linen:
@@ -22,12 +23,16 @@ class Linen:
     def __init__(self, package: ModuleType):
         self.package = package
 
-    def batch_norm(self, variables: Variables, x: jax.Array, *, frozen: Any = False, mask: Any = None, **fields: Any):
-        """Returns y and the running statistics."""
-        norm = self.package.BatchNorm(**_without(variables), **fields)
+    def batch_norm(self, variables: Variables, x: jax.Array, **given: Any):
+        """Returns y and the running statistics of `BatchNorm`."""
+        return self.batch_layer("BatchNorm", variables, x, **given)
+
+    def batch_layer(self, name: str, variables: Variables, x: jax.Array, *, frozen: Any = False, mask: Any = None, **fields: Any):
+        """Returns y and the running statistics of the layer of this name."""
+        norm = getattr(self.package, name)(**_without(variables), **fields)
         tree = {
-            "params": {name: variables[name] for name in ("scale", "bias") if name in variables},
-            "batch_stats": {name: variables[name] for name in ("mean", "var")},
+            "params": {name: variables[name] for name in AFFINE if name in variables},
+            "batch_stats": {name: value for name, value in variables.items() if name not in AFFINE},
         }
         y, updates = norm.apply(tree, x, use_running_average=frozen, mask=mask, mutable=["batch_stats"])
         return y, dict(updates["batch_stats"])
@@ -48,15 +53,19 @@ class Nnx:
     def __init__(self, package: ModuleType):
         self.package = package
 
-    def batch_norm(self, variables: Variables, x: jax.Array, *, frozen: Any = False, mask: Any = None, **fields: Any):
-        """Returns y and the running statistics."""
+    def batch_norm(self, variables: Variables, x: jax.Array, **given: Any):
+        """Returns y and the running statistics of `BatchNorm`."""
+        return self.batch_layer("BatchNorm", variables, x, **given)
+
+    def batch_layer(self, name: str, variables: Variables, x: jax.Array, *, frozen: Any = False, mask: Any = None, **fields: Any):
+        """Returns y and the running statistics of the layer of this name."""
         shape = variables["mean"].shape
         size = shape[0] if len(shape) == 1 else shape
-        norm = self.package.BatchNorm(size, **_without(variables), rngs=flax.nnx.Rngs(0), **fields)
-        for name, value in variables.items():
-            getattr(norm, name).set_value(jnp.asarray(value))
+        norm = getattr(self.package, name)(size, **_without(variables), rngs=flax.nnx.Rngs(0), **fields)
+        for part, value in variables.items():
+            getattr(norm, part).set_value(jnp.asarray(value))
         y = norm(x, use_running_average=frozen, mask=mask)
-        return y, {"mean": norm.mean[...], "var": norm.var[...]}
+        return y, {part: getattr(norm, part)[...] for part in variables if part not in AFFINE}
 
     def noise(self, name: str, seed: int, x: jax.Array, amount: Any, *, deterministic: Any = False, **fields: Any) -> jax.Array:
         """Returns the output of the layer of this name, with a key from the stream `dropout` of this seed."""
@@ -69,7 +78,7 @@ class Nnx:
 
 
 def _without(variables: Variables) -> dict[str, bool]:
-    return {f"use_{name}": name in variables for name in ("scale", "bias")}
+    return {f"use_{name}": name in variables for name in AFFINE}
 
 
 OURS = {"linen": Linen(jaxnorm.linen), "nnx": Nnx(jaxnorm.nnx)}
