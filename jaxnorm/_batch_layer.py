@@ -171,7 +171,6 @@ def checked_call(
     axis_index_groups: Sequence[Sequence[int]] | None,
     dtype: Any,
     takes_complex: bool = False,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> BatchCall:
     """Checks the arguments that all layers have in common.
 
@@ -189,7 +188,6 @@ def checked_call(
       axis_index_groups: groups along them.
       dtype: type of the output; None for x's.
       takes_complex: whether x may be complex.
-      shapes: of those parts of the state that have another one than the channels.
     """
     x = check_float("x", x, allow_complex=takes_complex)
     dtype = x.dtype if dtype is None else check_dtype("dtype", dtype)
@@ -205,7 +203,7 @@ def checked_call(
     for name, part in state._asdict().items():
         like = x.dtype if name == "mean" else real_dtype(wide_dtype(x.dtype))
         check_stats_dtype(f"state.{name}", check_float(f"state.{name}", part, allow_complex=True).dtype, like=like)
-        check_shape(f"state.{name}", part, (shapes or {}).get(name, shape), "the channels of x")
+        check_shape(f"state.{name}", part, shape, "the channels of x")
     axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
     return BatchCall(
         params=params,

@@ -107,13 +107,15 @@ def noise(function: Callable[..., jax.Array], amount: float, **options: Any) -> 
     return lambda _: Layer(lambda key, params, state, x: (function(key, x, amount, **options), state))
 
 
-def norm(**options: Any) -> Builder:
-    """Returns the builder of `jaxnorm.batch_norm` with these options, in training if they do not say otherwise."""
+def norm(
+    function: Callable[..., Any] = jaxnorm.batch_norm, init: Callable[..., Any] = jaxnorm.init_batch_norm, **options: Any
+) -> Builder:
+    """Returns the builder of a layer with batch statistics and these options, in training if they do not say otherwise."""
     options = {"train": True, "momentum": MOMENTUM, "epsilon": EPSILON} | options
 
     def build(x: jax.ShapeDtypeStruct) -> Layer:
-        params, state = jaxnorm.init_batch_norm(x.shape[-1])
-        return Layer(lambda key, params, state, x: jaxnorm.batch_norm(params, state, x, **options), params, state)
+        params, state = init(x.shape[-1])
+        return Layer(lambda key, params, state, x: function(params, state, x, **options), params, state)
 
     return build
 
@@ -169,6 +171,7 @@ _UNIFORM = {f"jaxnorm, {bits} bits": noise(jaxnorm.uniform_dropout, BETA, bits=b
 _DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
 _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
+_RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 
 # fmt: off
@@ -179,6 +182,7 @@ ROWS = (
     Row("batch_norm", "Batch norm", _TRAINING, _NORM, _IMAGES, passes=8, headline=True),
     Row("batch_norm_inference", "Batch norm", _INFERENCE, {"jaxnorm": norm(train=False)}, _IMAGES, passes=2),
     Row("batch_norm_relu", "Batch norm and ReLU", _TRAINING, _NORM_RELU, _IMAGES, passes=8, headline=True),
+    Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),
     Row("transformer", "Transformer with dropout", _TRANSFORMER, _BITS | {"jaxnorm.linen": _linen_dropout}, _TEXT, _F32,
         layer="dropout", peers=("flax linen", "flax linen, philox2x32 keys"), headline=True, quick=False),

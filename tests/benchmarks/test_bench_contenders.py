@@ -47,10 +47,25 @@ def to_numpy(a: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_contenders_agree(name: str, dtype: str, tolerance: float) -> None:
     found = results(row_named(name), dtype)
+    assert "flax linen" in peers(found)
+    assert_agree(found, tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), pytest.param("bfloat16", 0.1, marks=pytest.mark.slow)])
+def test_batch_renorm_agrees_with_keras(dtype: str, tolerance: float) -> None:
+    pytest.importorskip("keras", reason="of the libraries beside ours keras alone has batch renormalization")
+    found = results(row_named("batch_renorm"), dtype)
+    assert "keras" in peers(found)
+    assert_agree(found, tolerance)
+
+
+def peers(found: dict[str, tuple[str, list[np.ndarray]]]) -> dict[str, list[np.ndarray]]:
+    return {contender: arrays for contender, (role, arrays) in found.items() if role == PEER}
+
+
+def assert_agree(found: dict[str, tuple[str, list[np.ndarray]]], tolerance: float) -> None:
     ours = next(arrays for role, arrays in found.values() if role == OURS)
-    peers = {contender: arrays for contender, (role, arrays) in found.items() if role == PEER}
-    assert "flax linen" in peers
-    for contender, arrays in peers.items():
+    for contender, arrays in peers(found).items():
         assert len(arrays) == len(ours), contender
         for number, array in enumerate(arrays):
             # scale and bias come in either order

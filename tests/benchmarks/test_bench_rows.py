@@ -1,6 +1,7 @@
 """The table of rows, the libraries beside ours, and the figures of a case."""
 
 import importlib.util
+import inspect
 import math
 
 import jax
@@ -13,7 +14,9 @@ from jaxnorm.benchmarks._layer import Layer
 from jaxnorm.benchmarks._measure import Program, Rounds, interleave
 from jaxnorm.benchmarks._rows import ROWS, Case, Kind, Row, Sizes, cases, chosen_rows, describe_row, noise, row_named
 
-LAYERS = [name for name in jaxnorm.__all__ if name not in ("AffineParams", "RunningStats", "classic_dropout", "weight_scaled")]
+FUNCTIONS = [name for name in jaxnorm.__all__ if not inspect.isclass(getattr(jaxnorm, name))]
+LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "weight_scaled")]
+FLAX_LACKS = ("batch_renorm", "gaussian_dropout", "uniform_dropout")
 SIZES = Sizes(full=((6, 5), (3, 2, 4)), quick=((2, 5),))
 
 
@@ -74,7 +77,7 @@ def test_the_baseline_comes_first_then_ours_then_the_peers_that_take_part(row: R
     peers = [name for name, role, _ in found if role == PEER]
     assert row.peers is None or set(peers) <= set(row.peers)
     assert len({name for name, _, _ in found}) == len(found)
-    assert "flax linen" in peers or row.name in ("gaussian_dropout", "uniform_dropout")
+    assert "flax linen" in peers or row.name in FLAX_LACKS
 
 
 def test_data_are_random_and_of_the_case() -> None:

@@ -19,9 +19,12 @@ def _gaussian_dropout(x: jax.ShapeDtypeStruct) -> Layer:
     return _as_layer(_keras().layers.GaussianDropout(RATE, seed=0, dtype=_policy(x)), x)
 
 
-def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
-    layer = _keras().layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, dtype=_policy(x))
+def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, **options: Any) -> Layer:
+    layer = _keras().layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, dtype=_policy(x), **options)
     return _as_layer(layer, x, train=train)
+
+
+_RENORM = {"renorm": True, "renorm_momentum": MOMENTUM, "renorm_clipping": {"rmin": 1 / 3, "rmax": 3.0, "dmax": 5.0}}
 
 
 def _keras() -> Any:
@@ -49,5 +52,6 @@ LAYERS = {
     "gaussian_dropout": {"keras": _gaussian_dropout},
     "batch_norm": {"keras": _batch_norm},
     "batch_norm_inference": {"keras": functools.partial(_batch_norm, train=False)},
+    "batch_renorm": {"keras": functools.partial(_batch_norm, **_RENORM)},
     "batch_norm_relu": {"keras": with_relu(_batch_norm)},
 }
