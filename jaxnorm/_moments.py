@@ -27,7 +27,7 @@ from jaxnorm._types import real_dtype, wide_dtype
 AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
 
-_FAR = 8  # variances in the square of the distance from shift to mean: that costs 3 of the variance's 24 binary digits
+_FAR = 4  # variances in the square of the distance from shift to mean: that costs 2 of the variance's 24 binary digits
 _TRIES = 4  # after a shift that tells nothing: around 0, around the mean, and around what that was rounded by, twice
 
 
