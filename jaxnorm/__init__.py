@@ -6,6 +6,7 @@
 from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
 from jaxnorm._norm.batch import batch_norm, init_batch_norm
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
+from jaxnorm._norm.sample import init_layer_norm, layer_norm
 from jaxnorm._types import AffineParams, RenormStats, RunningStats
 
 __version__ = "0.1.0"
@@ -21,6 +22,8 @@ __all__ = [
     "gaussian_dropout",
     "init_batch_norm",
     "init_batch_renorm",
+    "init_layer_norm",
+    "layer_norm",
     "uniform_dropout",
     "weight_scaled",
 ]

@@ -30,6 +30,7 @@ from jaxnorm._checks import (
     check_dtype,
     check_flag,
     check_float,
+    check_output_dtype,
     check_scalar,
     check_shape,
     check_size,
@@ -190,9 +191,7 @@ def checked_call(
       takes_complex: whether x may be complex.
     """
     x = check_float("x", x, allow_complex=takes_complex)
-    dtype = x.dtype if dtype is None else check_dtype("dtype", dtype)
-    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"dtype must be complex or None for an x of {x.dtype}, got {dtype}")
+    dtype = check_output_dtype(dtype, x)
     train = check_flag("train", train)
     check_scalar("momentum", momentum, low=0, high=1)
     check_scalar("epsilon", epsilon, low=0)
@@ -217,7 +216,7 @@ def checked_call(
         channels=channels,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
-        dtype=np.dtype(dtype),
+        dtype=dtype,
     )
 
 

@@ -4,6 +4,7 @@ Every check looks at shapes, dtypes and concrete values only, so that it works w
 left to the function's own documented behavior.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,13 +73,13 @@ def check_shape(name: str, x: Any, shape: tuple[int, ...], why: str) -> None:
         raise ValueError(f"{name} must have shape {list(shape)} ({why}), got {list(np.shape(x))}")
 
 
-def check_affine(params: Any, shape: tuple[int, ...], *, like: jax.Array) -> None:
-    """Raises unless `params` are scale and bias of this shape, or None, for an x like this."""
+def check_affine(params: Any, shape: tuple[int, ...], *, like: jax.Array, of: str = "channels") -> None:
+    """Raises unless `params` are scale and bias of this shape, or None, for an x like this, whose channels they are of."""
     check_type("params", params, AffineParams)
     for name, part in (("params.scale", params.scale), ("params.bias", params.bias)):
         if part is not None:
             check_float(name, part, allow_complex=jnp.iscomplexobj(like))
-            check_shape(name, part, shape, "the channels of x")
+            check_shape(name, part, shape, f"the {of} of x")
 
 
 def check_where(where: Any, x: jax.Array) -> jax.Array:
@@ -100,6 +101,14 @@ def check_dtype(name: str, dtype: Any) -> np.dtype:
         known = None
     if known is None or not jnp.issubdtype(known, jnp.inexact):
         raise TypeError(f"{name} must be a type of floating point numbers, got {dtype!r}")
+    return known
+
+
+def check_output_dtype(dtype: Any, x: jax.Array) -> np.dtype:
+    """Returns the type of y: `dtype`, or that of x if it is None; raises where x is complex and y would not be."""
+    known = np.dtype(x.dtype) if dtype is None else check_dtype("dtype", dtype)
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(known, jnp.complexfloating):
+        raise TypeError(f"dtype must be complex or None for an x of {x.dtype}, got {known}")
     return known
 
 
@@ -165,6 +174,11 @@ def check_size(name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return int(value)
+
+
+def check_sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Returns a size, or several, as a tuple, or raises unless each is a Python int of at least 1."""
+    return tuple(check_size(name, size) for size in (value if isinstance(value, Sequence) else (value,)))
 
 
 def check_bits(bits: Any, choices: tuple[int, ...]) -> int:

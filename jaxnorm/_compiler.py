@@ -14,7 +14,7 @@ def in_memory(x: jax.Array) -> jax.Array:
     The barrier says so; but older versions of XLA drop it before they fuse. They never pull a division into a loop that reads its
     result several times, and cannot know yet that the divisor is 1.
     """
-    return lax.optimization_barrier(lax.div(x, jnp.broadcast_to(_hidden_one(x), x.shape)))
+    return lax.optimization_barrier(lax.div(x, jnp.broadcast_to(_hidden(1, x), x.shape)))
 
 
 def stored(compute: Callable[[], jax.Array], other: Callable[[], jax.Array]) -> jax.Array:
@@ -26,18 +26,18 @@ def stored(compute: Callable[[], jax.Array], other: Callable[[], jax.Array]) -> 
     return lax.cond(lax.optimization_barrier(jnp.ones((), bool)), compute, other)
 
 
-def unshared(x: jax.Array) -> jax.Array:
-    """Returns the same numbers, few of them, which the compiler for a CPU takes for others than x.
+def unshared(x: jax.Array, copy: int = 0) -> jax.Array:
+    """Returns the same numbers, few of them, which the compiler for a CPU takes for others than x and its other copies.
 
     There a sum has its operand computed in its own loop, unless something else needs the same: then an array of that goes to
     memory, and the sum waits for it. So a sum of `x - mean` wants a mean for itself.
     """
-    return lax.platform_dependent(x, cpu=lambda x: x / _hidden_one(x), default=lambda x: x)
+    return lax.platform_dependent(x, cpu=lambda x: x / (_hidden(2**copy, x) * 2.0**-copy), default=lambda x: x)
 
 
-def _hidden_one(x: jax.Array) -> jax.Array:
-    """Returns a scalar 1 of x's type, of which the compiler does not know that it is 1."""
-    return lax.optimization_barrier(jnp.ones((), x.dtype))
+def _hidden(number: int, x: jax.Array) -> jax.Array:
+    """Returns a scalar of x's type, of which the compiler does not know that it is this number."""
+    return lax.optimization_barrier(jnp.full((), number, x.dtype))
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,10 +14,10 @@ from jaxnorm._checks import (
     Scalar,
     check_bits,
     check_decision_bits,
-    check_dtype,
     check_flag,
     check_float,
     check_number,
+    check_output_dtype,
     is_concrete,
 )
 from jaxnorm._dropout.elementwise import NOISE_BITS, dropout, gaussian_dropout, uniform_dropout
@@ -27,20 +27,15 @@ DrawKey = Callable[[], jax.Array]
 """Gives a key; called at most once, and only where something is drawn, so that counters of keys advance as in Flax."""
 
 
-def feature_shape(x: jax.Array, axis: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns the sizes of x along the feature axes, in ascending order of the axes."""
+def feature_shape(x: jax.Array, axes: int | Sequence[int], name: str = "axis") -> tuple[int, ...]:
+    """Returns the sizes of x along the feature axes, in ascending order of the axes; `name` is what the module calls them."""
     x = check_float("x", x, allow_complex=True)
-    return tuple(x.shape[a] for a in canonical_axes("axis", axis, x.ndim))
+    return tuple(x.shape[a] for a in canonical_axes(name, axes, x.ndim))
 
 
 def output_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtype:
     """Returns `dtype`, or where it is None the type to which x and those parameters that exist promote."""
-    if dtype is None:
-        return _promoted(x, *(p for p in params if p is not None))
-    dtype = check_dtype("dtype", dtype)
-    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"dtype must be complex or None for an x of {x.dtype}, got {dtype}")
-    return dtype
+    return _promoted(x, *(p for p in params if p is not None)) if dtype is None else check_output_dtype(dtype, x)
 
 
 def compute_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dtype:
@@ -92,22 +87,36 @@ def apply_batch_layer(
     **options: Any,
 ) -> tuple[jax.Array, Any]:
     """Returns y, and the new running statistics or None where `use_running_average` says now that they stay."""
-    x = check_float("x", x, allow_complex=True)
-    canonical_axes("axis", axis, x.ndim)  # in the words of the modules: the function says `channel_axis`
+    canonical_axes("axis", axis, check_float("x", x, allow_complex=True).ndim)  # the function says `channel_axis`
     frozen = check_flag("use_running_average", use_running_average)
-    wide = wide_dtype(compute_dtype(dtype, x, *params))
     y, new_state = layer.function(
         params,
         layer.state(*state),
-        # A half x is computed with in float32 as it is, and kept as it is for the gradient.
-        x if wide_dtype(x.dtype) == wide else x.astype(wide),
         train=not frozen if isinstance(frozen, bool) else jnp.logical_not(frozen),
         channel_axis=axis,
-        where=None if mask is None else _where(mask, x),
-        dtype=output_dtype(dtype, x, *params),
+        **_in_types_of_flax(params, x, mask, dtype),
         **options,
     )
     return y, None if frozen is True else new_state
+
+
+def apply_sample_layer(
+    function: Callable[..., jax.Array], params: AffineParams, x: jax.Array, *, mask: Any, dtype: Any, **options: Any
+) -> jax.Array:
+    """Returns y of a norm of the example."""
+    return function(params, **_in_types_of_flax(params, x, mask, dtype), **options)
+
+
+def _in_types_of_flax(params: AffineParams, x: jax.Array, mask: Any, dtype: Any) -> dict[str, Any]:
+    """Returns x, `where` and `dtype` for a function that gives y in the type that a module of Flax gives it in."""
+    x = check_float("x", x, allow_complex=True)
+    wide = wide_dtype(compute_dtype(dtype, x, *params))
+    return {
+        # A half x is computed with in float32 as it is, and kept as it is for the gradient.
+        "x": x if wide_dtype(x.dtype) == wide else x.astype(wide),
+        "where": None if mask is None else _where(mask, x),
+        "dtype": output_dtype(dtype, x, *params),
+    }
 
 
 def apply_dropout(

@@ -6,10 +6,12 @@ digits of the variance; parts are pooled by their counts, so uneven parts weigh 
 The sums are those of `x - shift` and of its square, for a shift that is there before x is, as a running mean: so they wait for
 nothing, are taken together with whatever makes x, and over several devices in one collective. The variance
 `E|x - shift|^2 - |mean - shift|^2` loses digits where the shift is many deviations from the mean: there, in a branch that
-training leaves aside once the running mean is near, they are summed again around the mean.
+training leaves aside once the running mean is near, they are summed again around the mean. Without such a shift the mean is
+summed first, and the squares around it: that waits, but nothing branches.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import reshard
 
-from jaxnorm._axes import count_of, in_parts, shared_sharding
+from jaxnorm._axes import count_of, explicit_sharding, in_parts, is_known, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype
 
@@ -28,6 +30,7 @@ AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
 
 _FAR = 4  # variances in the square of the distance from shift to mean: that costs 2 of the variance's 24 binary digits
+_FEW = 4096  # elements of which the first is at most 64 deviations from the mean: that costs 6 of the mean's binary digits
 _TRIES = 4  # after a shift that tells nothing: around 0, around the mean, and around what that was rounded by, twice
 
 
@@ -56,8 +59,8 @@ def moments(
     Args:
       x: array of real or complex numbers.
       axes: reduced axes, counted from the front.
-      near: a guess at the mean for each position that is not reduced; 0 if None. A bad one costs time and nothing else, whatever
-        it is. No gradient flows into it.
+      near: a guess at the mean for each position that is not reduced, or None where there is none. A bad one costs time and
+        nothing else, whatever it is. No gradient flows into it.
       where: bool array of x's rank that broadcasts to x.
       axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
       axis_index_groups: groups of indices along `axis_name` that are pooled separately.
@@ -67,7 +70,7 @@ def moments(
     """
     axes = tuple(axes)
     n = count(x, axes, where)
-    mean, var = _mean_and_var(x, where, jnp.maximum(n, 1), shift_along(x, axes, near), axes)
+    mean, var = _mean_and_var(x, where, jnp.maximum(n, 1), None if near is None else shift_along(x, axes, near), axes)
     local = Moments(*(jnp.squeeze(part, axes) for part in (mean, var, n + jnp.zeros_like(var))))
     return local if axis_name is None else combine_moments(from_devices(local, axis_name, axis_index_groups))
 
@@ -100,9 +103,9 @@ def combine_means(weight: jax.Array, means: jax.Array) -> jax.Array:
     return rough + jnp.sum(weight * (means - rough), 0, keepdims=True)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _mean_and_var(
-    x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array, axes: tuple[int, ...]
+    x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array | None, axes: tuple[int, ...], derived: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance of the counted elements, with the reduced axes kept at size 1."""
 
@@ -115,18 +118,18 @@ def _mean_and_var(
         var = squares - abs_square(offset)
         return Sums(offset, var, is_near(offset, var))
 
-    mean, var = around_the_mean(sums, shift)
+    mean, var = _in_two_passes(x, where, n, axes, derived) if shift is None else around_the_mean(sums, shift)
     return mean, jnp.maximum(var, jnp.zeros((), var.dtype))
 
 
 @_mean_and_var.defjvp
-def _mean_and_var_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+def _mean_and_var_jvp(axes: tuple[int, ...], derived: bool, primals: Any, tangents: Any) -> Any:
     """`dmean = sum(dx) / n`, `dvar = 2 Re sum(conj(x - mean) dx) / n`: what autodiff adds to the second is 0.
 
     Two sums over dx, and nothing kept but x and the mean: autodiff of the sums above would take three, and keep `x - mean`.
     """
     x, where, n, shift = primals
-    mean, var = _mean_and_var(x, where, n, shift, axes)
+    mean, var = _mean_and_var(x, where, n, shift, axes, True)
 
     @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -135,6 +138,55 @@ def _mean_and_var_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any
         return _sum(dx, axes) / n.astype(mean.dtype), 2 * _sum(along.real, axes) / n
 
     return (mean, var), tangent(x, mean, tangents[0])
+
+
+def _in_two_passes(
+    x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...], derived: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance, summed one after the other.
+
+    Alone, and together with what normalizes, the sums of a row are one loop for a CPU, which shares `x - mean`. Where they are
+    `derived`, it would go to memory for that.
+    """
+    # Without the reduced axes, which the compiler's pattern for such a loop is without too.
+    n = jnp.squeeze(n, axes)
+    shift = _one_of_them(x, where, n, axes)
+
+    def mean_of(x: jax.Array) -> jax.Array:
+        return jnp.sum(select(where, x), axes) / n.astype(x.dtype)
+
+    def centered(mean: jax.Array) -> jax.Array:
+        return x.astype(mean.dtype) - jnp.expand_dims(mean, axes)
+
+    offset = mean_of(centered(shift))
+    mean = shift + offset
+    rounded_off = offset - (mean - shift)
+    var = mean_of(abs_square(centered(unshared(mean, 3) if derived else mean))) - abs_square(rounded_off)
+    return jnp.expand_dims(mean, axes), jnp.expand_dims(var, axes)
+
+
+def _one_of_them(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns a number within the range of what is counted, for each position: a shift beside which no mean loses its digits.
+
+    A mean that was rounded is one. So is an element, at most `sqrt(n)` deviations from the mean. A CPU takes the first
+    of few: it is there without a sum. Other compilers fuse less where one is sliced away.
+    """
+
+    def first(x: jax.Array) -> jax.Array:
+        for axis in reversed(axes):
+            x = lax.index_in_dim(x, 0, axis, keepdims=False)
+        return x.astype(wide_dtype(x.dtype))
+
+    def rounded_mean(x: jax.Array) -> jax.Array:
+        wide = wide_dtype(x.dtype)  # each divided by n before it is summed, so that no finite numbers overflow
+        return jnp.sum(select(where, x.astype(wide)) * jnp.expand_dims(1 / n, axes).astype(wide), axes)
+
+    sizes, sharding = [x.shape[axis] for axis in axes], explicit_sharding(x)
+    few = all(map(is_known, sizes)) and 0 < math.prod(sizes) <= _FEW
+    divided = sharding is not None and any(sharding.spec[axis] is not None for axis in axes)
+    if where is None and few and not divided:
+        return lax.platform_dependent(x, cpu=first, default=rounded_mean)
+    return rounded_mean(x)
 
 
 class Sums(NamedTuple):
@@ -196,11 +248,9 @@ def count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.A
     return counted * count_of((x.shape[a] for a in axes if where.shape[a] == 1), real)
 
 
-def shift_along(x: jax.Array, axes: tuple[int, ...], near: jax.Array | None) -> jax.Array:
+def shift_along(x: jax.Array, axes: tuple[int, ...], near: jax.Array) -> jax.Array:
     """Returns a finite shift for every position that is not reduced, with the reduced axes at size 1 and sharded as x is."""
     wide = wide_dtype(x.dtype)
-    if near is None:
-        return jnp.zeros([1 if a in axes else size for a, size in enumerate(x.shape)], wide)
     near = lax.stop_gradient(near).astype(wide)
     shift = jnp.expand_dims(jnp.where(jnp.isfinite(near), near, jnp.zeros((), wide)), axes)
     sharding = shared_sharding(x, axes)

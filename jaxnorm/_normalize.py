@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import reshard
 
-from jaxnorm._axes import shared_sharding
+from jaxnorm._axes import other_axes, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -25,6 +25,7 @@ def normalize(
     *,
     epsilon: Any,
     axes: Sequence[int],
+    feature_axes: Sequence[int] | None = None,
     where: jax.Array | None = None,
     residual: jax.Array | None = None,
     activation: Activation | None = None,
@@ -38,58 +39,64 @@ def normalize(
     Args:
       x: array of real or complex numbers.
       mean: one number, in float32 or wider, for each position along the axes of x that are not in `axes`.
-      var: biased variance, real; shaped as the mean, like scale and bias.
-      scale: factor, or None.
-      bias: offset, or None.
+      var: biased variance, real; shaped as the mean.
+      scale: factor, or None; shaped as the mean, or as x along `feature_axes`.
+      bias: offset, or None; shaped as the scale.
       epsilon: added to the variance.
       axes: the axes of x along which the statistics are shared.
+      feature_axes: the axes of x along which scale and bias vary, ascending; None for those that the statistics have.
       where: bool array of x's rank that broadcasts to x. Elsewhere x may be NaN or infinite: it then adds nothing to the bias
         (and the residual), and has gradient 0.
       residual: array of x's shape, or None.
       activation: function of single elements, or None; it gets and gives numbers of the mean's type.
       dtype: type of the result, which is rounded once; None for x's.
     """
-    wide = mean.dtype
-    spread = shared_sharding(x, axes)
 
-    def along_x(a: jax.Array) -> jax.Array:
-        a = jnp.expand_dims(a.astype(wide), tuple(axes))
+    def along_x(a: jax.Array, shared: Sequence[int]) -> jax.Array:
+        a = jnp.expand_dims(a.astype(mean.dtype), tuple(shared))
+        spread = shared_sharding(x, shared)
         return a if spread is None else reshard(a, spread)
 
-    factor = along_x(lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)))
-    if scale is not None:
-        factor = factor * along_x(scale)
-    mean = along_x(mean)
-    bias = jnp.zeros_like(mean) if bias is None else along_x(bias)
-    return _output(x, where, residual, mean, factor, bias, activation, jnp.dtype(dtype or x.dtype))
+    axes = tuple(axes)
+    shared = axes if feature_axes is None else other_axes(feature_axes, x.ndim)
+    factor = along_x(lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)), axes)
+    gain = None if scale is None else along_x(scale, shared)
+    if gain is not None and shared == axes:
+        factor, gain = factor * gain, None
+    mean = along_x(mean, axes)
+    bias = jnp.zeros_like(mean) if bias is None else along_x(bias, shared)
+    return _output(_Parts(x, where, residual, mean, factor, gain, bias), activation, jnp.dtype(dtype or x.dtype))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(6, 7))
-def _output(
-    x: jax.Array,
-    where: jax.Array | None,
-    residual: jax.Array | None,
-    mean: jax.Array,
-    factor: jax.Array,
-    bias: jax.Array,
-    activation: Activation | None,
-    dtype: Any,
-) -> jax.Array:
-    """Returns `activation((x - mean) * factor + bias + residual)`; x adds nothing where it neither counts nor is finite."""
-    z = _before_activation(x, where, residual, mean, factor, bias)
+class _Parts(NamedTuple):
+    """What a normalized element is made of: x, and what broadcasts to it."""
+
+    x: jax.Array
+    where: jax.Array | None
+    residual: jax.Array | None
+    mean: jax.Array
+    factor: jax.Array
+    gain: jax.Array | None
+    bias: jax.Array
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _output(parts: _Parts, activation: Activation | None, dtype: Any) -> jax.Array:
+    """Returns `activation((x - mean) factor gain + bias + residual)`; x adds nothing where it neither counts nor is finite."""
+    z = _before_activation(parts)
     return (z if activation is None else activation(z)).astype(dtype)
 
 
-def _before_activation(
-    x: jax.Array, where: jax.Array | None, residual: jax.Array | None, mean: jax.Array, factor: jax.Array, bias: jax.Array
-) -> jax.Array:
-    z = _valid(x, where, x.astype(mean.dtype) - mean) * factor + bias
+def _before_activation(parts: _Parts) -> jax.Array:
+    x, where, residual, mean, factor, gain, bias = parts
+    z = _times(gain, _valid(x, where, x.astype(mean.dtype) - mean) * factor) + bias
     return z if residual is None else z + residual.astype(z.dtype)
 
 
 @_output.defjvp
 def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangents: Any) -> Any:
-    """`dz = factor dx + dresidual + (x - mean) dfactor + (dbias - factor dmean)`, `dy = activation'(z) dz`.
+    """`dz = factor gain dx + dresidual + (x - mean) (gain dfactor + factor dgain) + (dbias - factor gain dmean)`, `dy =
+    activation'(z) dz`.
 
     Autodiff's own form is `(dx - dmean) factor + ...`, whose transpose sums an array of x's size where this sums dy, which
     dbias needs anyway.
@@ -98,42 +105,57 @@ def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangent
     the first is elementwise, that of the second sums, and each then computes z for itself and reads x and dy but no array
     between. On CPUs the compiler must not see for that that both compute the same.
     """
-    dx, _, dresidual, dmean, dfactor, dbias = tangents
+    (parts,), (d,) = primals, tangents
 
-    def of_elements(primals: Any, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
-        x, where, _, mean, factor, _ = primals
-        dz = _valid(x, where, dx.astype(mean.dtype) * factor)
+    def of_elements(parts: _Parts, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
+        x, where, _, mean, factor, gain, _ = _apart(parts, 2)
+        dz = _valid(x, where, _times(gain, dx.astype(mean.dtype) * factor))
         return dz if dresidual is None else dz + dresidual.astype(dz.dtype)
 
-    def of_statistics(primals: Any, dmean: jax.Array, dfactor: jax.Array, dbias: jax.Array) -> jax.Array:
-        x, where, _, mean, factor, _ = primals
-        centered = _valid(x, where, x.astype(mean.dtype) - unshared(mean))
-        if where is None:
-            return centered * dfactor + (dbias - dmean * factor)
-        return centered * dfactor + _valid(x, where, -dmean * factor) + dbias
+    def of_statistics(parts: _Parts, dmean: jax.Array, dfactor: jax.Array, dgain: Any, dbias: jax.Array) -> jax.Array:
+        x, where, _, mean, factor, gain, _ = _apart(parts, 0)
 
-    def activated(primals: Any, dz: jax.Array) -> jax.Array:
+        def centered(copy: int) -> jax.Array:
+            return _valid(x, where, x.astype(mean.dtype) - unshared(mean, copy))
+
+        moved = _times(gain, -dmean * factor)
+        dz = centered(0) * _times(gain, dfactor) + ((moved if where is None else _valid(x, where, moved)) + dbias)
+        return dz if dgain is None else dz + centered(1) * unshared(parts.factor, 1) * dgain
+
+    def activated(parts: _Parts, dz: jax.Array) -> jax.Array:
         if activation is not None:
-            dz = jax.jvp(activation, (_before_activation(*primals),), (dz,))[1]
+            dz = jax.jvp(activation, (_before_activation(parts),), (dz,))[1]
         return dz.astype(dtype)
 
     @recomputed
-    def at_once(primals: Any, *tangents: Any) -> jax.Array:
-        return activated(primals, of_elements(primals, *tangents[:2]) + of_statistics(primals, *tangents[2:]))
+    def at_once(parts: _Parts, *tangents: Any) -> jax.Array:
+        return activated(parts, of_elements(parts, *tangents[:2]) + of_statistics(parts, *tangents[2:]))
 
     @recomputed
-    def through_elements(primals: Any, *tangents: Any) -> jax.Array:
-        return activated(primals, of_elements(primals, *tangents))
+    def through_elements(parts: _Parts, *tangents: Any) -> jax.Array:
+        return activated(parts, of_elements(parts, *tangents))
 
     @recomputed
-    def through_statistics(primals: Any, *tangents: Any) -> jax.Array:
-        primals = (*primals[:3], *map(unshared, primals[3:]))
-        return activated(primals, of_statistics(primals, *tangents))
+    def through_statistics(parts: _Parts, *tangents: Any) -> jax.Array:
+        parts = _Parts(*parts[:3], *jax.tree.map(unshared, parts[3:]))
+        return activated(parts, of_statistics(parts, *tangents))
 
-    y = _output(*primals, activation, dtype)
+    y = _output(parts, activation, dtype)
+    statistics = d.mean, d.factor, d.gain, d.bias
     if activation is None:
-        return y, at_once(primals, dx, dresidual, dmean, dfactor, dbias)
-    return y, through_elements(primals, dx, dresidual) + through_statistics(primals, dmean, dfactor, dbias)
+        return y, at_once(parts, d.x, d.residual, *statistics)
+    return y, through_elements(parts, d.x, d.residual) + through_statistics(parts, *statistics)
+
+
+def _apart(parts: _Parts, copy: int) -> _Parts:
+    """Returns the parts for one use: with a gain several sums want `dy gain`, and a CPU's compiler must not see that they do."""
+    if parts.gain is None:
+        return parts
+    return parts._replace(factor=unshared(parts.factor, copy), gain=unshared(parts.gain, copy))
+
+
+def _times(gain: jax.Array | None, value: jax.Array) -> jax.Array:
+    return value if gain is None else value * gain
 
 
 def _valid(x: jax.Array, where: jax.Array | None, value: jax.Array) -> jax.Array:

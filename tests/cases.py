@@ -55,6 +55,11 @@ class Case:
     def is_stateful(self) -> bool:
         return "state" in self.parameters
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether an axis name makes of a batch on several devices one batch."""
+        return self.is_stateful and "axis_name" in self.parameters
+
     def arguments(self, dtype: Any = jnp.float32) -> Arguments:
         """Returns all arguments but the key and the options, with the usual amounts."""
         return {**self.make(dtype), **{name: usual for name, (_, usual, _) in self.amounts.items()}}
@@ -101,6 +106,13 @@ def _batch_renorm(dtype: Any, std: float = 0.05, **more: Any) -> Arguments:
     return {**arguments, "state": jaxnorm.RenormStats(mean + 6, 0 * mean + std)}
 
 
+def _layer_norm(dtype: Any, shape: tuple[int, ...] = (3,), **more: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    params = jaxnorm.init_layer_norm(shape, param_dtype=wide)
+    varied = jnp.linspace(-0.5, 2, int(np.prod(shape)), dtype=wide).reshape(shape)
+    return {"params": jaxnorm.AffineParams(*(part + varied for part in params)), "x": data(dtype=dtype), **more}
+
+
 def _cubic(z: Any) -> Any:
     """An activation for jax and NumPy, real and complex numbers alike, that has every derivative."""
     return z - z * z * z / 500
@@ -110,7 +122,8 @@ def _x(dtype: Any) -> Arguments:
     return {"x": data(dtype=dtype)}
 
 
-_MOMENTUM = {"momentum": (0.0, 0.7, 1.0), "epsilon": (1e-6, 1e-3, 10.0)}
+_EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
+_MOMENTUM = {"momentum": (0.0, 0.7, 1.0), **_EPSILON}
 _LIMITS = {"r_max": (1.0, 1.5, 3.0), "d_max": (0.0, 0.5, 2.0)}
 _RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
 
@@ -161,6 +174,24 @@ CASES = (
         _MOMENTUM | _LIMITS,
         {"train": True},
         ("x", "where"),
+    ),
+    Case("layer_norm", _layer_norm, jaxnorm.layer_norm, _EPSILON, takes_complex=True),
+    Case(
+        "layer_norm-where",
+        lambda dtype: _layer_norm(dtype, where=counted() | (jnp.arange(3).reshape(1, 1, 1, 3) == 1)),
+        jaxnorm.layer_norm,
+        _EPSILON,
+        {"reduction_axes": (1, 2, 3)},
+        ("x", "where"),
+        takes_complex=True,
+    ),
+    Case(
+        "layer_norm-other_axes",
+        lambda dtype: _layer_norm(dtype, (2, 3)),
+        jaxnorm.layer_norm,
+        _EPSILON,
+        {"reduction_axes": (2, 3), "feature_axes": (1, 3)},
+        takes_complex=True,
     ),
     Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("dropout-8_bits", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"bits": 8}),

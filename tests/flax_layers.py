@@ -37,6 +37,10 @@ class Linen:
         y, updates = norm.apply(tree, x, use_running_average=frozen, mask=mask, mutable=["batch_stats"])
         return y, dict(updates["batch_stats"])
 
+    def layer_norm(self, params: Variables, x: jax.Array, *, mask: Any = None, **fields: Any) -> jax.Array:
+        """Returns the output of `LayerNorm` with these parameters."""
+        return self.package.LayerNorm(**_without(params), **fields).apply({"params": params}, x, mask=mask)
+
     def noise(self, name: str, seed: int, x: jax.Array, amount: Any, *, deterministic: Any = False, **fields: Any) -> jax.Array:
         """Returns the output of the layer of this name, with a key from the stream `dropout` of this seed."""
         layer = getattr(self.package, name)(amount, **fields)
@@ -66,6 +70,14 @@ class Nnx:
             getattr(norm, part).set_value(jnp.asarray(value))
         y = norm(x, use_running_average=frozen, mask=mask)
         return y, {part: getattr(norm, part)[...] for part in variables if part not in AFFINE}
+
+    def layer_norm(self, params: Variables, x: jax.Array, *, mask: Any = None, **fields: Any) -> jax.Array:
+        """Returns the output of `LayerNorm` with these parameters."""
+        size = next((part.size for part in params.values()), 1)
+        norm = self.package.LayerNorm(size, **_without(params), rngs=flax.nnx.Rngs(0), **fields)
+        for name, value in params.items():
+            getattr(norm, name).set_value(jnp.asarray(value))
+        return norm(x, mask=mask)
 
     def noise(self, name: str, seed: int, x: jax.Array, amount: Any, *, deterministic: Any = False, **fields: Any) -> jax.Array:
         """Returns the output of the layer of this name, with a key from the stream `dropout` of this seed."""

@@ -1,11 +1,11 @@
-"""Runs Flax's own tests of BatchNorm and Dropout with jaxnorm's classes in the place of Flax's.
+"""Runs Flax's own tests of BatchNorm, LayerNorm and Dropout with jaxnorm's classes in the place of Flax's.
 
     pip download --no-deps --no-binary flax flax==VERSION && tar xf flax-VERSION.tar.gz
     python tests/flax_suite.py flax-VERSION
 
-VERSION is best the installed one. All files of Flax's tests that mention the two classes are run, with the classes of linen and
-of nnx replaced together; tests that fail are run again with Flax's own classes, to tell which of them fail because of jaxnorm's.
-This file is also the pytest plugin that replaces the classes.
+VERSION is best the installed one. All files of Flax's tests that mention one of these classes are run, with the classes of linen
+and of nnx replaced together; tests that fail are run again with Flax's own classes, to tell which of them fail because of
+jaxnorm's. This file is also the pytest plugin that replaces the classes.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-_MENTIONED = re.compile(r"\b(BatchNorm|Dropout)\b")
+_CLASSES = ("BatchNorm", "LayerNorm", "Dropout")
+_MENTIONED = re.compile(rf"\b({'|'.join(_CLASSES)})\b")
 
 
 class Outcome(NamedTuple):
@@ -41,14 +42,15 @@ def pytest_configure() -> None:
     ours = {
         getattr(flax_api, name): getattr(our_api, name)
         for flax_api, our_api in ((flax.linen, jaxnorm.linen), (flax.nnx, jaxnorm.nnx))
-        for name in ("BatchNorm", "Dropout")
+        for name in _CLASSES
     }
     for module in [m for name, m in sys.modules.items() if name.partition(".")[0] == "flax"]:
         for name, value in list(vars(module).items()):
             if isinstance(value, type) and value in ours:
                 setattr(module, name, ours[value])
-    assert flax.linen.BatchNorm is jaxnorm.linen.BatchNorm
-    assert flax.nnx.Dropout is jaxnorm.nnx.Dropout
+    for name in _CLASSES:
+        assert getattr(flax.linen, name) is getattr(jaxnorm.linen, name)
+        assert getattr(flax.nnx, name) is getattr(jaxnorm.nnx, name)
 
 
 def run_suite(folder: Path) -> Outcome:
@@ -56,7 +58,7 @@ def run_suite(folder: Path) -> Outcome:
     tests = folder / "tests"
     files = sorted(f for f in tests.rglob("*_test.py") if _MENTIONED.search(f.read_text()))
     if not files:
-        raise ValueError(f"no test in {tests} mentions BatchNorm or Dropout: is it an unpacked source distribution of Flax?")
+        raise ValueError(f"no test in {tests} mentions {', '.join(_CLASSES)}: is it an unpacked source distribution of Flax?")
     with_ours = _pytest(folder, [str(f) for f in files], "-p", "flax_suite")
     failed = _ended(with_ours, "failed")
     before: set[str] = set()
@@ -107,7 +109,7 @@ def _case(element: ElementTree.Element) -> _Case:
 
 def main() -> int:
     """Runs the tests of the folder on the command line, and prints what came out."""
-    parser = argparse.ArgumentParser(description="Run Flax's tests of BatchNorm and Dropout with jaxnorm's classes.")
+    parser = argparse.ArgumentParser(description="Run Flax's tests of BatchNorm, LayerNorm and Dropout with jaxnorm's classes.")
     parser.add_argument("folder", type=Path, help="an unpacked source distribution of Flax")
     folder = parser.parse_args().folder.resolve()
     try:

@@ -113,6 +113,26 @@ def batch_renorm(
     return Renormalized(y, new_mean.reshape(kept), new_std.reshape(kept))
 
 
+def layer_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    x: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    reduction_axes: int | Sequence[int] = -1,
+    feature_axes: int | Sequence[int] = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Ba, Kiros and Hinton (2016), equations 3 and 4. Counts at least one element of every example."""
+    x = wide(x)
+    reduced, features = ((axes,) if isinstance(axes, int) else tuple(axes) for axes in (reduction_axes, feature_axes))
+    mean, var, _ = moments(x, tuple(a % x.ndim for a in reduced), where)
+    y = (x - mean) / np.sqrt(var + epsilon)
+    along = reduced_axes(x.ndim, features)
+    if params[0] is not None:
+        y = y * np.expand_dims(wide(params[0]), along)
+    return y if params[1] is None else y + np.expand_dims(wide(params[1]), along)
+
+
 def batch_norm_gradient(
     x: ArrayLike, scale: ArrayLike, dy: ArrayLike, *, epsilon: float, where: ArrayLike | None = None, channel_axis: int = -1
 ) -> tuple[Array, Array, Array]:

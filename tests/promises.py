@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 WITH_STATE = tuple(case for case in CASES if case.is_stateful)
 RANDOM = tuple(case for case in CASES if case.is_random)
-SYNCED = tuple(case for case in CASES if "axis_name" in case.parameters)
+SYNCED = tuple(case for case in CASES if case.is_synced)
 DIFFERENTIABLE = ("params", "state", "x", "residual")
 
 

@@ -230,12 +230,11 @@ def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> No
     assert_equal_but_for_rounding(jax.device_get((y, state)), expected, 3e-6)
     assert_same_zeros(case, y, expected[0])
 
-    synced = "axis_name" in case.parameters
-    options = {"axis_name": "d"} if synced else {}
+    options = {"axis_name": "d"} if case.is_synced else {}
     part = lambda key, arguments: jax.tree.map(lambda a: a[None], case(key, arguments, **options))  # noqa: E731
     run = jax.shard_map(part, mesh=devices, in_specs=(P(), spec), out_specs=P("d"))
     y, state = jax.jit(run)(row.keys[1], arguments)
-    if synced:
+    if case.is_synced:
         assert_equal_but_for_rounding((y.reshape(expected[0].shape), in_lane(state, 3)), expected, 3e-6)
         return
     rows = arguments["x"].shape[0] // 4

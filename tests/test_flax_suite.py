@@ -41,6 +41,7 @@ from flax import linen, nnx
 def test_has_our_classes():
     assert all(api.Dropout.__module__.startswith("jaxnorm.") for api in (linen, nnx))
     assert all(api.BatchNorm.__module__.startswith("jaxnorm.") for api in (linen, nnx))
+    assert all(api.LayerNorm.__module__.startswith("jaxnorm.") for api in (linen, nnx))
 
 class TestDropout:
     def test_needs_the_class_of_flax(self):
@@ -64,5 +65,5 @@ def test_failures_that_are_ours_are_told_from_those_of_flax(tmp_path):
 
 
 def test_folder_without_tests_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"no test in .* mentions BatchNorm or Dropout"):
+    with pytest.raises(ValueError, match=r"no test in .* mentions BatchNorm, LayerNorm, Dropout"):
         run_suite(tmp_path)

@@ -46,19 +46,28 @@ def test_the_series_of_the_oracle() -> None:
     np.testing.assert_allclose(taylor_of_inverse_root(np.array([4.0, 4.0, 1.0])), [1 / 2, -1 / 4, 1 / 8, -1 / 16])
 
 
-def test_batch_norm() -> None:
+def batch_norm(x: jax.Array) -> jax.Array:
+    params, state = jaxnorm.init_batch_norm(x.shape[-1], param_dtype=x.dtype, dtype=x.dtype)
+    return jaxnorm.batch_norm(params, state, x, train=True, epsilon=EPSILON)[0]
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    return jaxnorm.layer_norm(jaxnorm.init_layer_norm(x.shape[-1], param_dtype=x.dtype), x, epsilon=EPSILON)
+
+
+@pytest.mark.parametrize(("norm", "axes"), [(batch_norm, (0, 1, 2)), (layer_norm, (3,))], ids=["batch", "layer"])
+def test_norms(norm: Callable[[jax.Array], jax.Array], axes: tuple[int, ...]) -> None:
     """With x + t v, y is linear in t over the root of a quadratic in t."""
     with jax.enable_x64(True):
         x = data(dtype=jnp.float64)
         v = direction(x)
-        params, state = jaxnorm.init_batch_norm(x.shape[-1], param_dtype=jnp.float64, dtype=jnp.float64)
-        f = lambda x: jaxnorm.batch_norm(params, state, x, train=True, epsilon=EPSILON)[0]  # noqa: E731
-        found = derivatives(f, x, v)
-    axes = (0, 1, 2)
-    centered = [np.asarray(a) - np.asarray(a).mean(axes) for a in (x, v)]
-    var = np.stack(
-        [(centered[0] ** 2).mean(axes) + EPSILON, 2 * (centered[0] * centered[1]).mean(axes), (centered[1] ** 2).mean(axes)]
-    )
+        found = derivatives(norm, x, v)
+
+    def mean(a: np.ndarray) -> np.ndarray:
+        return a.mean(axes, keepdims=True)
+
+    centered = [np.asarray(a) - mean(np.asarray(a)) for a in (x, v)]
+    var = np.stack([mean(centered[0] ** 2) + EPSILON, 2 * mean(centered[0] * centered[1]), mean(centered[1] ** 2)])
     root = taylor_of_inverse_root(var)
     factorial = 1
     for k in range(ORDER + 1):

@@ -18,6 +18,7 @@ import jaxnorm.nnx
 NOISES = ("Dropout", "GaussianDropout", "UniformDropout")
 OWN_ARGUMENTS = {  # those that Flax does not have
     "BatchNorm": {"__init__": ["unbiased", "activation"], "__call__": ["residual"]},
+    "LayerNorm": {"__init__": [], "__call__": []},
     "Dropout": {"__init__": ["bits"], "__call__": []},
 }
 
@@ -29,7 +30,7 @@ each_noise = pytest.mark.parametrize("name", NOISES)
 
 
 @pytest.mark.parametrize(("ours", "flaxs"), [(jaxnorm.linen, flax.linen), (jaxnorm.nnx, flax.nnx)], ids=["linen", "nnx"])
-@pytest.mark.parametrize("name", ["BatchNorm", "Dropout"])
+@pytest.mark.parametrize("name", OWN_ARGUMENTS)
 def test_arguments_are_those_of_flax(ours, flaxs, name):
     for method in ("__init__", "__call__"):
         wanted = inspect.signature(getattr(getattr(flaxs, name), method)).parameters
@@ -47,7 +48,7 @@ def test_arguments_are_those_of_flax(ours, flaxs, name):
     ("package", "base"), [(jaxnorm.linen, flax.linen.Module), (jaxnorm.nnx, flax.nnx.Module)], ids=["linen", "nnx"]
 )
 def test_packages_export_their_classes(package, base):
-    assert sorted(package.__all__) == ["BatchNorm", "BatchRenorm", *NOISES]
+    assert sorted(package.__all__) == sorted(["BatchNorm", "BatchRenorm", "LayerNorm", *NOISES])
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 # What every library's layers are set to.
 RATE = 0.1
@@ -70,3 +71,20 @@ def with_relu(build: Callable[[jax.ShapeDtypeStruct], Layer]) -> Builder:
         return layer._replace(apply=apply)
 
     return build_both
+
+
+def with_mask(build: Callable[[jax.ShapeDtypeStruct], Layer]) -> Builder:
+    """Returns the builder of this layer, whose `apply` takes a mask too, with every eighth example left out."""
+
+    def build_masked(x: jax.ShapeDtypeStruct) -> Layer:
+        layer = build(x)
+        mask = (jnp.arange(x.shape[0]) % 8 > 0).reshape(-1, *[1] * (len(x.shape) - 1))
+        masked: Callable[..., tuple[jax.Array, Any]] = layer.apply
+
+        def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            y, new = masked(key, params, state[0], x, state[1])
+            return y, (new, state[1])
+
+        return layer._replace(apply=apply, state=(layer.state, mask))
+
+    return build_masked

@@ -11,7 +11,7 @@ import jax
 
 import jaxnorm
 import jaxnorm.linen
-from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, MOMENTUM, RATE, Builder, Layer
+from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, MOMENTUM, RATE, Builder, Layer, with_mask
 from jaxnorm.benchmarks._networks import resnet_step, transformer_step
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._programs import LAYERS_TO_COMPILE, Work, compilation, eager_call, forward, forward_and_backward
@@ -108,16 +108,26 @@ def noise(function: Callable[..., jax.Array], amount: float, **options: Any) -> 
 
 
 def norm(
-    function: Callable[..., Any] = jaxnorm.batch_norm, init: Callable[..., Any] = jaxnorm.init_batch_norm, **options: Any
-) -> Builder:
+    function: Callable[..., Any] = jaxnorm.batch_norm,
+    init: Callable[..., Any] = jaxnorm.init_batch_norm,
+    *,
+    channels_first: bool = False,
+    **options: Any,
+) -> Callable[[jax.ShapeDtypeStruct], Layer]:
     """Returns the builder of a layer with batch statistics and these options, in training if they do not say otherwise."""
-    options = {"train": True, "momentum": MOMENTUM, "epsilon": EPSILON} | options
+    options = {"train": True, "momentum": MOMENTUM, "epsilon": EPSILON, "channel_axis": 1 if channels_first else -1} | options
 
-    def build(x: jax.ShapeDtypeStruct) -> Layer:
-        params, state = init(x.shape[-1])
-        return Layer(lambda key, params, state, x: function(params, state, x, **options), params, state)
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array, where: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        return function(params, state, x, where=where, **options)
 
-    return build
+    return lambda x: Layer(apply, *init(x.shape[-1]), channels_first=channels_first)
+
+
+def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    return Layer(
+        lambda key, params, state, x: (jaxnorm.layer_norm(params, x, epsilon=EPSILON), state),
+        jaxnorm.init_layer_norm(x.shape[-1]),
+    )
 
 
 def _scaled(_: jax.ShapeDtypeStruct) -> Layer:
@@ -153,6 +163,8 @@ _ARRAYS = Sizes(
     quick=((32, 32, 32, 64),),
 )
 _IMAGES = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (8192, 1024)), quick=((32, 32, 32, 64),))
+_LATE = Sizes(full=((32, 7, 7, 512), (32, 14, 14, 256), (256, 512), (32, 1024)), quick=((32, 7, 7, 64),), least_on_gpu=0)
+_TOKENS = Sizes(full=((32, 128, 768), (8192, 1024), (16384, 256), (4096, 4096)), quick=((32, 128, 256),))
 _IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
 _GROWING = Sizes(
     full=tuple((10**power // 128, 128) for power in range(4, 9)),
@@ -172,6 +184,8 @@ _DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
 _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
 _RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
+_MASKED_NORM = {"jaxnorm": with_mask(norm())}
+_LAYER_NORM = {"jaxnorm": _layer_norm}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 
 # fmt: off
@@ -182,6 +196,14 @@ ROWS = (
     Row("batch_norm", "Batch norm", _TRAINING, _NORM, _IMAGES, passes=8, headline=True),
     Row("batch_norm_inference", "Batch norm", _INFERENCE, {"jaxnorm": norm(train=False)}, _IMAGES, passes=2),
     Row("batch_norm_relu", "Batch norm and ReLU", _TRAINING, _NORM_RELU, _IMAGES, passes=8, headline=True),
+    Row("batch_norm_late", "Batch norm in a late layer", _TRAINING, _NORM, _LATE, layer="batch_norm", passes=8, quick=False),
+    Row("batch_norm_masked", "Batch norm with a mask of examples", _TRAINING, _MASKED_NORM, _IMAGES, passes=8, quick=False),
+    Row("batch_norm_masked_late", "Batch norm with a mask of examples in a late layer", _TRAINING, _MASKED_NORM, _LATE,
+        layer="batch_norm_masked", passes=8, quick=False),
+    Row("batch_norm_channels_first", "Batch norm with the channels first", _TRAINING, {"jaxnorm": norm(channels_first=True)},
+        _IMAGES, passes=8, quick=False),
+    Row("layer_norm", "Layer norm", _TRAINING, _LAYER_NORM, _TOKENS, passes=8, headline=True),
+    Row("layer_norm_inference", "Layer norm", _INFERENCE, _LAYER_NORM, _TOKENS, layer="layer_norm", passes=2),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),
     Row("transformer", "Transformer with dropout", _TRANSFORMER, _BITS | {"jaxnorm.linen": _linen_dropout}, _TEXT, _F32,

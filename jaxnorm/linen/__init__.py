@@ -1,7 +1,8 @@
-"""Batch norm and dropout as `flax.linen` modules: drop-in for Flax's own, and the layers that Flax lacks."""
+"""Norms and dropout as `flax.linen` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
 from jaxnorm.linen.batch_norm import BatchNorm
 from jaxnorm.linen.batch_renorm import BatchRenorm
 from jaxnorm.linen.dropout import Dropout, GaussianDropout, UniformDropout
+from jaxnorm.linen.layer_norm import LayerNorm
 
-__all__ = ["BatchNorm", "BatchRenorm", "Dropout", "GaussianDropout", "UniformDropout"]
+__all__ = ["BatchNorm", "BatchRenorm", "Dropout", "GaussianDropout", "LayerNorm", "UniformDropout"]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxnorm._modules import BatchFunction, apply_batch_layer, compute_dtype, feature_shape, options_of
-from jaxnorm._types import AffineParams, real_dtype, wide_dtype
+from jaxnorm._types import real_dtype, wide_dtype
+from jaxnorm.linen._affine import affine_params
 
 
 class BatchLayer(nn.Module):
@@ -55,10 +56,7 @@ class BatchLayer(nn.Module):
         """Calls the function with the variables, the fields that it knows by name, and `then`."""
         frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         shape = feature_shape(x, self.axis)
-        params = AffineParams(
-            scale=self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None,
-            bias=self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None,
-        )
+        params = affine_params(self, shape)
         mean_dtype = wide_dtype(compute_dtype(self.dtype, x, *params))
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
         spread = self.variable("batch_stats", self.layer.spread, jnp.ones, shape, real_dtype(mean_dtype))

@@ -1,7 +1,8 @@
-"""Batch norm and dropout as `flax.nnx` modules: drop-in for Flax's own, and the layers that Flax lacks."""
+"""Norms and dropout as `flax.nnx` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
 from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.batch_renorm import BatchRenorm
 from jaxnorm.nnx.dropout import Dropout, GaussianDropout, UniformDropout
+from jaxnorm.nnx.layer_norm import LayerNorm
 
-__all__ = ["BatchNorm", "BatchRenorm", "Dropout", "GaussianDropout", "UniformDropout"]
+__all__ = ["BatchNorm", "BatchRenorm", "Dropout", "GaussianDropout", "LayerNorm", "UniformDropout"]

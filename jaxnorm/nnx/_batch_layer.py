@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._checks import check_size
+from jaxnorm._checks import check_sizes
 from jaxnorm._modules import BatchFunction, apply_batch_layer, options_of
-from jaxnorm._types import AffineParams, real_dtype, wide_dtype
+from jaxnorm._types import real_dtype, wide_dtype
+from jaxnorm.nnx._affine import AffineLayer
 from jaxnorm.nnx._flags import first_given
 
 
@@ -33,7 +34,7 @@ class BatchOptions(TypedDict, total=False):
     scale_metadata: Mapping[str, Any]
 
 
-class BatchLayer(nnx.Module):
+class BatchLayer(AffineLayer):
     """A layer that is its docstring, the attributes that it has besides these, and `layer`: its function and state."""
 
     layer: ClassVar[BatchFunction]
@@ -59,23 +60,25 @@ class BatchLayer(nnx.Module):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         """Makes the variables; the arguments are those of the class."""
-        sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
-        shape = tuple(check_size("num_features", size) for size in sizes)
-        mean_dtype = wide_dtype(param_dtype if dtype is None else dtype)
+        super().__init__(
+            num_features,
+            use_scale=use_scale,
+            use_bias=use_bias,
+            scale_init=scale_init,
+            bias_init=bias_init,
+            param_dtype=param_dtype,
+            rngs=rngs,
+            scale_metadata=scale_metadata,
+            bias_metadata=bias_metadata,
+        )
+        shape, mean_dtype = check_sizes("num_features", num_features), wide_dtype(param_dtype if dtype is None else dtype)
         self.mean = nnx.BatchStat(jnp.zeros(shape, mean_dtype))
         setattr(self, self.layer.spread, nnx.BatchStat(jnp.ones(shape, real_dtype(mean_dtype))))
-        # An absent part is data too, so that a layer with and one without it differ in their leaves and not in static fields.
-        self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else nnx.data(None)
-        self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
-        self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
         self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.use_bias = use_bias
-        self.use_scale = use_scale
         self.axis_name = axis_name
         self.axis_index_groups = axis_index_groups
 
@@ -104,10 +107,7 @@ class BatchLayer(nnx.Module):
         spread = getattr(self, self.layer.spread)
         y, stats = apply_batch_layer(
             self.layer,
-            AffineParams(
-                scale=None if self.scale is None else self.scale[...],
-                bias=None if self.bias is None else self.bias[...],
-            ),
+            self.affine,
             (self.mean[...], spread[...]),
             x,
             use_running_average=first_given(self, "use_running_average", use_running_average),

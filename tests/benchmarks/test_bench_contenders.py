@@ -13,7 +13,15 @@ from jaxnorm.benchmarks._layer import RATE
 from jaxnorm.benchmarks._rows import Case, Row, row_named
 
 SHAPE = (8, 2, 3, 4)  # of different sizes, so that no axis is taken for another
-DETERMINISTIC = ("batch_norm", "batch_norm_inference", "batch_norm_relu", "sync_batch_norm")
+DETERMINISTIC = (
+    "batch_norm",
+    "batch_norm_inference",
+    "batch_norm_relu",
+    "batch_norm_masked",
+    "batch_norm_channels_first",
+    "sync_batch_norm",
+    "layer_norm",
+)
 RANDOM = ("dropout", "gaussian_dropout", "uniform_dropout")
 
 # The libraries warn of things that are theirs.

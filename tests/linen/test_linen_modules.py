@@ -206,7 +206,7 @@ def test_a_shared_layer_averages_at_every_call():
     x = batch((8, 3))
     variables = Twice().init(jax.random.key(0), x)
     (first, second), updates = Twice().apply(variables, x, mutable=["batch_stats"])
-    equal(first, second)
+    close(first, second)  # but for rounding: each sums around the running mean that it finds
     close(updates["batch_stats"]["BatchNorm_0"]["mean"], 0.19 * x.mean(0))
 
 

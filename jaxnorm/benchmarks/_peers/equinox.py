@@ -35,9 +35,24 @@ def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
     return Layer(apply, params, state, channels_first=True)
 
 
+def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    eqx = importlib.import_module("equinox")
+    params, static = eqx.partition(eqx.nn.LayerNorm(x.shape[-1], EPSILON), eqx.is_inexact_array)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        layer = eqx.combine(params, static)  # of one vector
+        for _ in x.shape[:-1]:
+            layer = jax.vmap(layer)
+        return layer(x).astype(x.dtype), state
+
+    return Layer(apply, params)
+
+
 LAYERS = {
     "dropout": {"equinox": _dropout},
     "batch_norm": {"equinox": _batch_norm},
     "batch_norm_inference": {"equinox": functools.partial(_batch_norm, train=False)},
+    "batch_norm_channels_first": {"equinox": _batch_norm},
+    "layer_norm": {"equinox": _layer_norm},
     "batch_norm_relu": {"equinox": with_relu(_batch_norm)},
 }

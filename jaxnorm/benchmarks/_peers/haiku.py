@@ -39,10 +39,18 @@ def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, axis_name: str |
     return Layer(apply, params, state)
 
 
+def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    hk = importlib.import_module("haiku")
+    layer = hk.without_apply_rng(hk.transform(lambda x: hk.LayerNorm(-1, True, True, EPSILON)(x)))
+    params = layer.init(None, jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype))
+    return Layer(lambda key, params, state, x: (layer.apply(params, x), state), params)
+
+
 LAYERS = {
     "dropout": {"haiku": _dropout},
     "batch_norm": {"haiku": _batch_norm},
     "batch_norm_inference": {"haiku": functools.partial(_batch_norm, train=False)},
+    "layer_norm": {"haiku": _layer_norm},
     "batch_norm_relu": {"haiku": with_relu(_batch_norm)},
     "sync_batch_norm": {"haiku": functools.partial(_batch_norm, axis_name=AXIS)},
 }

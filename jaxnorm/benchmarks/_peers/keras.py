@@ -12,16 +12,20 @@ from jaxnorm.benchmarks._layer import EPSILON, MOMENTUM, RATE, Layer, with_relu
 
 
 def _dropout(x: jax.ShapeDtypeStruct) -> Layer:
-    return _as_layer(_keras().layers.Dropout(RATE, seed=0, dtype=_policy(x)), x)
+    return _as_layer(_keras().layers.Dropout(RATE, seed=0, dtype=_policy(x)), x, training=True)
 
 
 def _gaussian_dropout(x: jax.ShapeDtypeStruct) -> Layer:
-    return _as_layer(_keras().layers.GaussianDropout(RATE, seed=0, dtype=_policy(x)), x)
+    return _as_layer(_keras().layers.GaussianDropout(RATE, seed=0, dtype=_policy(x)), x, training=True)
 
 
 def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, **options: Any) -> Layer:
     layer = _keras().layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, dtype=_policy(x), **options)
-    return _as_layer(layer, x, train=train)
+    return _as_layer(layer, x, training=train)
+
+
+def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    return _as_layer(_keras().layers.LayerNormalization(epsilon=EPSILON, dtype=_policy(x)), x)
 
 
 _RENORM = {"renorm": True, "renorm_momentum": MOMENTUM, "renorm_clipping": {"rmin": 1 / 3, "rmax": 3.0, "dmax": 5.0}}
@@ -37,11 +41,11 @@ def _policy(x: jax.ShapeDtypeStruct) -> str:
     return "mixed_bfloat16" if x.dtype == jnp.bfloat16 else "float32"
 
 
-def _as_layer(layer: Any, x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
+def _as_layer(layer: Any, x: jax.ShapeDtypeStruct, **mode: bool) -> Layer:
     layer.build(x.shape)
 
     def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        return layer.stateless_call(params, state, x, training=train)
+        return layer.stateless_call(params, state, x, **mode)
 
     params, state = ([v.value for v in part] for part in (layer.trainable_variables, layer.non_trainable_variables))
     return Layer(apply, params, state)
@@ -53,5 +57,6 @@ LAYERS = {
     "batch_norm": {"keras": _batch_norm},
     "batch_norm_inference": {"keras": functools.partial(_batch_norm, train=False)},
     "batch_renorm": {"keras": functools.partial(_batch_norm, **_RENORM)},
+    "layer_norm": {"keras": _layer_norm},
     "batch_norm_relu": {"keras": with_relu(_batch_norm)},
 }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_relu
+from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_mask, with_relu
 
 
 def dropout(_: jax.ShapeDtypeStruct, *, key_impl: str = "threefry2x32", module: Any = nn.Dropout, **options: Any) -> Layer:
@@ -25,6 +25,7 @@ def batch_norm(
     *,
     train: bool = True,
     axis_name: str | None = None,
+    channels_first: bool = False,
     module: Any = nn.BatchNorm,
     **options: Any,
 ) -> Layer:
@@ -35,15 +36,23 @@ def batch_norm(
         epsilon=EPSILON,
         dtype=x.dtype,  # else a float32 parameter makes the output float32
         axis_name=axis_name,
+        axis=1 if channels_first else -1,
         **options,
     )
-    variables = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype))
+    example = jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype)
+    variables = jax.jit(layer.init)(jax.random.key(0), jnp.moveaxis(example, -1, 1) if channels_first else example)
 
-    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        y, updates = layer.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"])
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        y, updates = layer.apply({"params": params, "batch_stats": state}, x, mask=mask, mutable=["batch_stats"])
         return y, updates["batch_stats"]
 
-    return Layer(apply, variables["params"], variables["batch_stats"])
+    return Layer(apply, variables["params"], variables["batch_stats"], channels_first=channels_first)
+
+
+def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    layer: Any = nn.LayerNorm(epsilon=EPSILON, dtype=x.dtype)
+    variables = layer.init(jax.random.key(0), jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype))
+    return Layer(lambda key, params, state, x: (layer.apply({"params": params}, x), state), variables["params"])
 
 
 LAYERS = {
@@ -54,6 +63,9 @@ LAYERS = {
     },
     "batch_norm": {"flax linen": batch_norm},
     "batch_norm_inference": {"flax linen": functools.partial(batch_norm, train=False)},
+    "batch_norm_masked": {"flax linen": with_mask(batch_norm)},
+    "batch_norm_channels_first": {"flax linen": functools.partial(batch_norm, channels_first=True)},
+    "layer_norm": {"flax linen": _layer_norm},
     "batch_norm_relu": {"flax linen": with_relu(batch_norm)},
     "sync_batch_norm": {"flax linen": functools.partial(batch_norm, axis_name=AXIS)},
 }

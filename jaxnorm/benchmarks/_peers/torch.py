@@ -24,6 +24,12 @@ def _batch_norm(
     return TorchLayer(module.train(train), channels_last)
 
 
+def _layer_norm(x: jax.ShapeDtypeStruct) -> TorchLayer | None:
+    if len(x.shape) > 2:
+        return None  # x would be given with the features on axis 1
+    return TorchLayer(importlib.import_module("torch").nn.LayerNorm(x.shape[-1], eps=EPSILON))
+
+
 def _in_both_layouts(**options: bool) -> dict[str, Builder]:
     return {
         "torch": functools.partial(_batch_norm, **options),
@@ -35,5 +41,7 @@ LAYERS = {
     "dropout": {"torch": _dropout},
     "batch_norm": _in_both_layouts(),
     "batch_norm_inference": _in_both_layouts(train=False),
+    "batch_norm_channels_first": {"torch": _batch_norm},
+    "layer_norm": {"torch": _layer_norm},
     "batch_norm_relu": _in_both_layouts(relu=True),
 }

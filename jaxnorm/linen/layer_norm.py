@@ -1,0 +1,85 @@
+"""Layer normalization as a `flax.linen` module."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxnorm._modules import apply_sample_layer, feature_shape, options_of
+from jaxnorm._norm.sample import layer_norm
+from jaxnorm.linen._affine import affine_params
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization: `jaxnorm.layer_norm` with Flax's fields, parameters and call, in place of `flax.linen.LayerNorm`.
+
+    `y = scale (x - mean) / sqrt(var + epsilon) + bias` with the mean and the variance of each example's features.
+
+    Parameters `scale` and `bias` are those of Flax: checkpoints load both ways. Unlike Flax's the variance does not cancel for
+    means far from zero, only the output is rounded to `dtype`, what a mask leaves out may be NaN, and the gradient keeps x alone.
+    Initialization needs no bound `axis_name`.
+
+    Attributes:
+      epsilon: added to the variance, a number or a traced scalar.
+      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters.
+      param_dtype: type of scale and bias.
+      use_bias: whether there is a bias.
+      use_scale: whether there is a scale.
+      bias_init: initializer of the bias.
+      scale_init: initializer of the scale.
+      reduction_axes: the axis, or axes, over which mean and variance are taken.
+      feature_axes: the axis, or axes, of scale and bias; their sizes in ascending order are the shape of these.
+      axis_name: name or names of mapped axes over which the features are divided, and the statistics pooled.
+      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+      use_fast_variance: accepted and without effect: the variance is always exact.
+      force_float32_reductions: accepted and without effect: statistics are always computed in float32 or wider.
+
+    References:
+      Ba, Kiros, Hinton, "Layer normalization", 2016, https://arxiv.org/abs/1607.06450.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen
+      >>> norm = jaxnorm.linen.LayerNorm()
+      >>> x = jnp.array([[1.0, 1.0, 3.0, 3.0], [50.0, 10.0, 50.0, 10.0]])
+      >>> params = norm.init(jax.random.key(0), x)
+      >>> print(norm.apply(params, x).round(3))
+      [[-1. -1.  1.  1.]
+       [ 1. -1.  1. -1.]]
+    """
+
+    epsilon: float | jax.Array = 1e-6
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Callable[..., Any] = nn.initializers.zeros
+    scale_init: Callable[..., Any] = nn.initializers.ones
+    reduction_axes: int | Sequence[int] = -1
+    feature_axes: int | Sequence[int] = -1
+    axis_name: Any = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalizes x.
+
+        Args:
+          x: array of real or complex numbers, `[..., C]` or with the features on `feature_axes`.
+          mask: array that broadcasts to x: nonzero for the elements that count in the statistics.
+
+        Returns:
+          Array of x's shape, in `dtype`.
+
+        Raises:
+          ValueError: if a field or the mask does not fit; if axis_name is not bound where the module is applied.
+          TypeError: if x holds integers or bools.
+        """
+        params = affine_params(self, feature_shape(x, self.feature_axes, "feature_axes"))
+        options = options_of(layer_norm, self)
+        if self.is_initializing():
+            options |= {"axis_name": None, "axis_index_groups": None}
+        return apply_sample_layer(layer_norm, params, x, mask=mask, dtype=self.dtype, **options)
