@@ -7,21 +7,25 @@ from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_drop
 from jaxnorm._norm.batch import batch_norm, init_batch_norm
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
 from jaxnorm._norm.sample import init_layer_norm, layer_norm
-from jaxnorm._types import AffineParams, RenormStats, RunningStats
+from jaxnorm._norm.whitening import decorrelated_batch_norm, init_decorrelated_batch_norm
+from jaxnorm._types import AffineParams, CovarianceStats, RenormStats, RunningStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AffineParams",
+    "CovarianceStats",
     "RenormStats",
     "RunningStats",
     "batch_norm",
     "batch_renorm",
     "classic_dropout",
+    "decorrelated_batch_norm",
     "dropout",
     "gaussian_dropout",
     "init_batch_norm",
     "init_batch_renorm",
+    "init_decorrelated_batch_norm",
     "init_layer_norm",
     "layer_norm",
     "uniform_dropout",

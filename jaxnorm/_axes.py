@@ -77,10 +77,33 @@ def in_parts(x: jax.Array, axis: int) -> jax.Array:
     An explicit sharding says how many those are. An automatic one can't be seen: then up to 64 parts, a power of 2.
     """
     size, sharding = x.shape[axis], explicit_sharding(x)
+    if sharding is not None:
+        return split_axis(x, axis, _devices_along(sharding, axis))
+    return split_axis(x, axis, math.gcd(size, _MOST_PARTS) if is_known(size) else 1)
+
+
+def split_axis(x: jax.Array, axis: int, parts: int) -> jax.Array:
+    """Returns x with this axis split in two, `[parts, size / parts]`; the first is sharded as the axis is, if that is even."""
+    shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+    sharding = explicit_sharding(x)
     if sharding is None:
-        parts = math.gcd(size, _MOST_PARTS) if is_known(size) else 1
-        return x.reshape((*x.shape[:axis], parts, size // parts, *x.shape[axis + 1 :]))
-    spec = sharding.spec[axis]
-    parts = math.prod(sharding.mesh.shape[name] for name in ((spec,) if isinstance(spec, str) else spec or ()))
-    split = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[: axis + 1], None, *sharding.spec[axis + 1 :]))
-    return lax.reshape(x, (*x.shape[:axis], parts, size // parts, *x.shape[axis + 1 :]), out_sharding=split)
+        return x.reshape(shape)
+    before, own, after = sharding.spec[:axis], sharding.spec[axis], sharding.spec[axis + 1 :]
+    if parts % _devices_along(sharding, axis):
+        own = None
+        x = reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*before, None, *after)))
+    return lax.reshape(x, shape, out_sharding=NamedSharding(sharding.mesh, PartitionSpec(*before, own, None, *after)))
+
+
+def merge_axes(x: jax.Array, axis: int, like: jax.Array) -> jax.Array:
+    """Returns x with this axis and the next one merged into one: of the shape, and explicit sharding, of `like`."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return x.reshape(like.shape)
+    spec = PartitionSpec(*sharding.spec[: axis + 1], *sharding.spec[axis + 2 :])
+    return match_sharding(lax.reshape(x, like.shape, out_sharding=NamedSharding(sharding.mesh, spec)), like)
+
+
+def _devices_along(sharding: NamedSharding, axis: int) -> int:
+    names = sharding.spec[axis]
+    return math.prod(sharding.mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))

@@ -39,7 +39,7 @@ from jaxnorm._checks import (
     check_where,
     is_concrete,
 )
-from jaxnorm._moments import AxisName, Moments, moments
+from jaxnorm._moments import AxisName, Moments, before, moments
 from jaxnorm._normalize import normalize
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, real_dtype, wide_dtype
@@ -128,17 +128,19 @@ class BatchCall:
             return batch
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-            any_counted = (n > 0).reshape(n.shape + (1,) * (new.ndim - n.ndim))
-            return jnp.where(any_counted, new, lax.stop_gradient(match_sharding(old, new)))
+            return jnp.where(before(n > 0, new), new, lax.stop_gradient(match_sharding(old, new)))
 
         return jax.tree.map(choose, batch, running)
 
     def averaged(self, n: jax.Array, batch: Any) -> Any:
-        """Returns the new running statistics, averages with those of the batch where something is counted and all is finite."""
+        """Returns the new running statistics, averages with those of the batch where something is counted and all is finite.
+
+        What is counted together, as channels in a group, is trusted together: n has the leading axes of the statistics.
+        """
         trusted = n > 0
         for part in batch:
-            trusted &= jnp.isfinite(part)
-        return update_running(self.state, batch, jax.tree.map(lambda _: trusted, batch), self.weights)
+            trusted &= jnp.all(jnp.isfinite(part), tuple(range(n.ndim, part.ndim)))
+        return update_running(self.state, batch, jax.tree.map(lambda part: before(trusted, part), batch), self.weights)
 
     def normalize(
         self, mean: jax.Array, var: jax.Array, *, affine: AffineParams | None = None, epsilon: Scalar | None = None, **then: Any
@@ -162,7 +164,7 @@ def checked_call(
     state: Any,
     x: jax.Array,
     *,
-    kind: type,
+    kind: Any,
     train: bool | jax.Array,
     momentum: Scalar,
     epsilon: Scalar,
@@ -172,6 +174,7 @@ def checked_call(
     axis_index_groups: Sequence[Sequence[int]] | None,
     dtype: Any,
     takes_complex: bool = False,
+    shapes: Callable[[tuple[int, ...]], Any] | None = None,
 ) -> BatchCall:
     """Checks the arguments that all layers have in common.
 
@@ -189,6 +192,7 @@ def checked_call(
       axis_index_groups: groups along them.
       dtype: type of the output; None for x's.
       takes_complex: whether x may be complex.
+      shapes: from the sizes of the channels to the shapes of the state's parts, where those are others; it may raise.
     """
     x = check_float("x", x, allow_complex=takes_complex)
     dtype = check_output_dtype(dtype, x)
@@ -197,12 +201,13 @@ def checked_call(
     check_scalar("epsilon", epsilon, low=0)
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
     shape = tuple(x.shape[a] for a in channels)
+    wanted = kind(*[shape] * len(kind._fields)) if shapes is None else shapes(shape)
     check_affine(params, shape, like=x)
     check_type("state", state, kind)
     for name, part in state._asdict().items():
         like = x.dtype if name == "mean" else real_dtype(wide_dtype(x.dtype))
         check_stats_dtype(f"state.{name}", check_float(f"state.{name}", part, allow_complex=True).dtype, like=like)
-        check_shape(f"state.{name}", part, shape, "the channels of x")
+        check_shape(f"state.{name}", part, getattr(wanted, name), "the channels of x")
     axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
     return BatchCall(
         params=params,

@@ -21,6 +21,7 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._dropout.elementwise import NOISE_BITS, dropout, gaussian_dropout, uniform_dropout
+from jaxnorm._norm.whitening import identity_covariance
 from jaxnorm._types import AffineParams, wide_dtype
 
 DrawKey = Callable[[], jax.Array]
@@ -49,11 +50,22 @@ def _promoted(*arrays_and_dtypes: Any) -> np.dtype:
         return jnp.result_type(*arrays_and_dtypes)
 
 
+def _ones(_: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jnp.ones(shape, dtype)
+
+
 class BatchFunction(NamedTuple):
-    """The function of a layer with statistics of the batch, and its state: a mean and another statistic, in this order."""
+    """A layer with statistics of the batch.
+
+    Attributes:
+      function: its function.
+      state: the function's state: a mean and another statistic, in this order.
+      new_spread: makes the other statistic of a new module, from the module, the shape of the channels and a dtype.
+    """
 
     function: Callable[..., Any]
     state: Any
+    new_spread: Callable[[Any, tuple[int, ...], Any], jax.Array] = _ones
 
     @property
     def spread(self) -> str:
@@ -62,6 +74,11 @@ class BatchFunction(NamedTuple):
 
 
 _OWN = ("params", "state", "x", "train", "channel_axis", "where", "dtype")  # arguments that modules name otherwise, or make
+
+
+def uncorrelated(module: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns the covariances that a new module begins with."""
+    return identity_covariance(shape[0], module.group_size, dtype)
 
 
 def options_of(function: Callable[..., Any], module: Any) -> dict[str, Any]:

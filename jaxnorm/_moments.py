@@ -222,7 +222,7 @@ def around_the_mean(sums: Callable[[jax.Array], Sums], shift: jax.Array) -> tupl
             (better, mean, of_squares, near), left = carry
             new = around(better)
             # What was near stays to the last bit: no channel depends on what another one needs.
-            kept = (jnp.where(_before(near, new), old, new) for old, new in zip((better, mean, of_squares), new, strict=False))
+            kept = (jnp.where(before(near, new), old, new) for old, new in zip((better, mean, of_squares), new, strict=False))
             return (*kept, near | new[3]), left - 1
 
         # A loop for the sake of vmap, which runs both sides of a branch, but ends a loop that no lane needs.
@@ -297,12 +297,12 @@ def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]
     if groups is None:
         return stacked
     together = jnp.asarray(_membership(groups, size))[index]
-    n = select(_before(together, stacked.n), stacked.n)
+    n = select(before(together, stacked.n), stacked.n)
     # A device outside the group has no weight, and must not bring in its NaN either.
-    return jax.tree.map(lambda part: select(_before(n > 0, part), part), stacked._replace(n=n))
+    return jax.tree.map(lambda part: select(before(n > 0, part), part), stacked._replace(n=n))
 
 
-def _before(mask: jax.Array, like: jax.Array) -> jax.Array:
+def before(mask: jax.Array, like: jax.Array) -> jax.Array:
     """Returns a mask of the leading axes of `like`, with axes of size 1 for the others."""
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 

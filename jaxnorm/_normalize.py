@@ -89,7 +89,7 @@ def _output(parts: _Parts, activation: Activation | None, dtype: Any) -> jax.Arr
 
 def _before_activation(parts: _Parts) -> jax.Array:
     x, where, residual, mean, factor, gain, bias = parts
-    z = _times(gain, _valid(x, where, x.astype(mean.dtype) - mean) * factor) + bias
+    z = _times(gain, valid(x, where, x.astype(mean.dtype) - mean) * factor) + bias
     return z if residual is None else z + residual.astype(z.dtype)
 
 
@@ -109,17 +109,17 @@ def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangent
 
     def of_elements(parts: _Parts, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
         x, where, _, mean, factor, gain, _ = _apart(parts, 2)
-        dz = _valid(x, where, _times(gain, dx.astype(mean.dtype) * factor))
+        dz = valid(x, where, _times(gain, dx.astype(mean.dtype) * factor))
         return dz if dresidual is None else dz + dresidual.astype(dz.dtype)
 
     def of_statistics(parts: _Parts, dmean: jax.Array, dfactor: jax.Array, dgain: Any, dbias: jax.Array) -> jax.Array:
         x, where, _, mean, factor, gain, _ = _apart(parts, 0)
 
         def centered(copy: int) -> jax.Array:
-            return _valid(x, where, x.astype(mean.dtype) - unshared(mean, copy))
+            return valid(x, where, x.astype(mean.dtype) - unshared(mean, copy))
 
         moved = _times(gain, -dmean * factor)
-        dz = centered(0) * _times(gain, dfactor) + ((moved if where is None else _valid(x, where, moved)) + dbias)
+        dz = centered(0) * _times(gain, dfactor) + ((moved if where is None else valid(x, where, moved)) + dbias)
         return dz if dgain is None else dz + centered(1) * unshared(parts.factor, 1) * dgain
 
     def activated(parts: _Parts, dz: jax.Array) -> jax.Array:
@@ -158,6 +158,6 @@ def _times(gain: jax.Array | None, value: jax.Array) -> jax.Array:
     return value if gain is None else value * gain
 
 
-def _valid(x: jax.Array, where: jax.Array | None, value: jax.Array) -> jax.Array:
+def valid(x: jax.Array, where: jax.Array | None, value: jax.Array) -> jax.Array:
     """Returns `value` where x counts or is finite, else 0."""
     return value if where is None else jnp.where(where | jnp.isfinite(x), value, jnp.zeros((), value.dtype))

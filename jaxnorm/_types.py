@@ -29,7 +29,14 @@ class RenormStats(NamedTuple):
     std: jax.Array
 
 
-for _container in (AffineParams, RunningStats, RenormStats):
+class CovarianceStats(NamedTuple):
+    """Running mean `[C]` and covariances `[C / g, g, g]` of groups of g channels, in float32 or wider."""
+
+    mean: jax.Array
+    cov: jax.Array
+
+
+for _container in (AffineParams, RunningStats, RenormStats, CovarianceStats):
     # Exported programs that take or give these are written to files and read back.
     export.register_namedtuple_serialization(_container, serialized_name=f"jaxnorm.{_container.__name__}")
 

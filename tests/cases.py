@@ -32,6 +32,7 @@ class Case:
       batched: arguments that have x's batch axis, their first.
       takes_complex: whether x may be complex.
       idle: amounts that change nothing here.
+      calls_library: whether it needs a library of the device, as for eigenvalues, so that a program for another can't run here.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     batched: tuple[str, ...] = ("x",)
     takes_complex: bool = False
     idle: tuple[str, ...] = ()
+    calls_library: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -104,6 +106,16 @@ def _batch_renorm(dtype: Any, std: float = 0.05, **more: Any) -> Arguments:
     arguments = _batch_norm(dtype, **more)
     mean = arguments["state"].mean
     return {**arguments, "state": jaxnorm.RenormStats(mean + 6, 0 * mean + std)}
+
+
+def _decorrelated(dtype: Any, group_size: int = 3, channel_axis: int = -1, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, channel_axis, **more)
+    mean = arguments["state"].mean
+    matrix = jnp.asarray(np.random.default_rng(6).normal(size=(mean.size // group_size, group_size, group_size)), mean.dtype)
+    return {
+        **arguments,
+        "state": jaxnorm.CovarianceStats(mean, matrix @ matrix.mT + 3 * jnp.eye(group_size, dtype=mean.dtype)[None]),
+    }
 
 
 def _layer_norm(dtype: Any, shape: tuple[int, ...] = (3,), **more: Any) -> Arguments:
@@ -174,6 +186,40 @@ CASES = (
         _MOMENTUM | _LIMITS,
         {"train": True},
         ("x", "where"),
+    ),
+    Case(
+        "decorrelated_batch_norm-train",
+        _decorrelated,
+        jaxnorm.decorrelated_batch_norm,
+        _MOMENTUM,
+        {"train": True, "group_size": 3},
+        calls_library=True,
+    ),
+    Case(
+        "decorrelated_batch_norm-infer",
+        _decorrelated,
+        jaxnorm.decorrelated_batch_norm,
+        _MOMENTUM,
+        {"train": False, "group_size": 3},
+        idle=("momentum",),
+        calls_library=True,
+    ),
+    Case(
+        "decorrelated_batch_norm-where",
+        lambda dtype: _decorrelated(dtype, where=counted()),
+        jaxnorm.decorrelated_batch_norm,
+        _MOMENTUM,
+        {"train": True, "group_size": 3},
+        ("x", "where"),
+        calls_library=True,
+    ),
+    Case(
+        "decorrelated_batch_norm-groups",
+        lambda dtype: _decorrelated(dtype, 2, 2),
+        jaxnorm.decorrelated_batch_norm,
+        _MOMENTUM,
+        {"train": True, "group_size": 2, "channel_axis": 2, "unbiased": True},
+        calls_library=True,
     ),
     Case("layer_norm", _layer_norm, jaxnorm.layer_norm, _EPSILON, takes_complex=True),
     Case(

@@ -113,6 +113,52 @@ def batch_renorm(
     return Renormalized(y, new_mean.reshape(kept), new_std.reshape(kept))
 
 
+class Whitened(NamedTuple):
+    y: Array
+    mean: Array
+    cov: Array
+
+
+def decorrelated_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    group_size: int,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    unbiased: bool = False,
+) -> Whitened:
+    """Algorithm 1 of Huang, Yang, Lang and Deng (2018), group after group, on vectors: ZCA by the eigenvectors."""
+    x = np.moveaxis(wide(x), channel_axis, -1)
+    rows = np.ones(x.shape[:-1], bool)
+    if where is not None:
+        rows &= np.moveaxis(np.asarray(where), channel_axis, -1)[..., 0]
+    running_mean, running_cov = map(wide, state)
+    y, new_mean, new_cov = np.empty_like(x), np.empty_like(running_mean), np.empty_like(running_cov)
+    for group in range(x.shape[-1] // group_size):
+        part = slice(group * group_size, (group + 1) * group_size)
+        mean, cov = running_mean[part], running_cov[group]
+        new_mean[part], new_cov[group] = mean, cov
+        if train:
+            vectors = x[..., part][rows]
+            mean = vectors.mean(0)
+            cov = (vectors - mean).T @ (vectors - mean) / len(vectors)
+            bessel = len(vectors) / (len(vectors) - 1) if unbiased else 1.0
+            new_mean[part] = momentum * new_mean[part] + (1 - momentum) * mean
+            new_cov[group] = momentum * new_cov[group] + (1 - momentum) * cov * bessel
+        values, directions = np.linalg.eigh(cov + epsilon * np.eye(group_size))
+        y[..., part] = (x[..., part] - mean) @ (directions / np.sqrt(values)) @ directions.T
+    if params[0] is not None:
+        y = y * wide(params[0])
+    if params[1] is not None:
+        y = y + wide(params[1])
+    return Whitened(np.moveaxis(y, -1, channel_axis), new_mean, new_cov)
+
+
 def layer_norm(
     params: tuple[ArrayLike | None, ArrayLike | None],
     x: ArrayLike,

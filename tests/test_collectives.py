@@ -1,4 +1,4 @@
-"""How many collectives batch norm takes on a sharded array: one for the moments, one more for the gradient.
+"""How many collectives a layer with batch statistics takes on a sharded array: one for them, one more for the gradient.
 
 Counted in the compiled program outside of conditional branches: those sum once more, where the running mean was too far off.
 """
@@ -12,7 +12,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxnorm import batch_norm, init_batch_norm
+from jaxnorm import (
+    batch_norm,
+    batch_renorm,
+    decorrelated_batch_norm,
+    init_batch_norm,
+    init_batch_renorm,
+    init_decorrelated_batch_norm,
+)
 
 SHAPE = (64, 8, 8, 16)
 _COLLECTIVE = re.compile(
@@ -21,6 +28,12 @@ _COLLECTIVE = re.compile(
 _CALL = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 _CALLS = re.compile(r"\bcalled_computations=\{([^}]*)\}")
 
+LAYERS = {
+    "norm": (batch_norm, init_batch_norm, {}),
+    "renorm": (batch_renorm, init_batch_renorm, {}),
+    "decorrelated": (decorrelated_batch_norm, init_decorrelated_batch_norm, {"group_size": 2}),
+}
+layers = pytest.mark.parametrize("layer", LAYERS)
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 passes = pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
 masked = pytest.mark.parametrize("masked", [False, True], ids=["all", "where"])
@@ -70,53 +83,60 @@ def step(call: Any, backward: bool) -> Any:
     return run
 
 
-def compiled_collectives(axis_type: AxisType, spec: P, backward: bool, masked: bool) -> list[tuple[str, str]]:
+def compiled_collectives(layer: str, axis_type: AxisType, spec: P, backward: bool, masked: bool) -> list[tuple[str, str]]:
+    function, init, options = LAYERS[layer]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
     where_shape = tuple(size if axis < len(spec) and spec[axis] and axis < 3 else 1 for axis, size in enumerate(SHAPE))
     where_spec = P(*(part if size > 1 else None for part, size in zip(spec, where_shape, strict=False)))
     with jax.set_mesh(mesh):
         x = jax.device_put(jnp.ones(SHAPE), NamedSharding(mesh, spec))
         where = jax.device_put(jnp.ones(where_shape, bool), NamedSharding(mesh, where_spec)) if masked else None
-        params, state = jax.device_put(init_batch_norm(SHAPE[-1]), NamedSharding(mesh, P()))
-        run = step(lambda params, state, x, where: batch_norm(params, state, x, train=True, where=where), backward)
+        params, state = jax.device_put(init(SHAPE[-1], **options), NamedSharding(mesh, P()))
+        call = lambda params, state, x, where: function(params, state, x, train=True, where=where, **options)  # noqa: E731
+        run = step(call, backward)
         text = jax.jit(run).lower(params, state, x, where).compile().as_text()
     assert text is not None
     return collectives(text)
 
 
+@layers
 @axis_types
 @masked
 @passes
-def test_a_sharded_batch_takes_one_sum_in_each_pass(axis_type: AxisType, masked: bool, backward: bool) -> None:
-    found = compiled_collectives(axis_type, P("d"), backward, masked)
+def test_a_sharded_batch_takes_one_sum_in_each_pass(layer: str, axis_type: AxisType, masked: bool, backward: bool) -> None:
+    found = compiled_collectives(layer, axis_type, P("d"), backward, masked)
     assert [operation for operation, _ in found] == ["all-reduce"] * (1 + backward), found
 
 
+@layers
 @axis_types
 @masked
-def test_a_sharded_spatial_axis_takes_two_sums_at_most(axis_type: AxisType, masked: bool) -> None:
-    found = compiled_collectives(axis_type, P(None, "d"), False, masked)
+def test_a_sharded_spatial_axis_takes_two_sums_at_most(layer: str, axis_type: AxisType, masked: bool) -> None:
+    found = compiled_collectives(layer, axis_type, P(None, "d"), False, masked)
     assert {operation for operation, _ in found} == {"all-reduce"}, found
     assert len(found) <= 2, found
 
 
+@layers
 @axis_types
 @masked
 @passes
-def test_sharded_channels_share_one_bit_at_most(axis_type: AxisType, masked: bool, backward: bool) -> None:
+def test_sharded_channels_share_one_bit_at_most(layer: str, axis_type: AxisType, masked: bool, backward: bool) -> None:
     """Whether any of them needs a second sum."""
-    found = compiled_collectives(axis_type, P(None, None, None, "d"), backward, masked)
+    found = compiled_collectives(layer, axis_type, P(None, None, None, "d"), backward, masked)
     sums = [kind for operation, kind in found if operation == "all-reduce"]
     assert len(sums) <= 1
     assert all(re.match(r"pred\[\]", kind) for kind in sums), found
 
 
+@layers
 @pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
-def test_shard_map_with_axis_name_takes_one_sum(check_vma: bool) -> None:
+def test_shard_map_with_axis_name_takes_one_sum(layer: str, check_vma: bool) -> None:
+    function, init, options = LAYERS[layer]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    params, state = init_batch_norm(SHAPE[-1])
+    params, state = init(SHAPE[-1], **options)
     sharded = jax.shard_map(
-        lambda params, state, x: batch_norm(params, state, x, train=True, axis_name="d"),
+        lambda params, state, x: function(params, state, x, train=True, axis_name="d", **options),
         mesh=mesh,
         in_specs=(P(), P(), P("d")),
         out_specs=(P("d"), P()),

@@ -185,6 +185,7 @@ _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
 _RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
 _MASKED_NORM = {"jaxnorm": with_mask(norm())}
+_DECORRELATED = {"jaxnorm": norm(jaxnorm.decorrelated_batch_norm, jaxnorm.init_decorrelated_batch_norm)}
 _LAYER_NORM = {"jaxnorm": _layer_norm}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 
@@ -205,6 +206,7 @@ ROWS = (
     Row("layer_norm", "Layer norm", _TRAINING, _LAYER_NORM, _TOKENS, passes=8, headline=True),
     Row("layer_norm_inference", "Layer norm", _INFERENCE, _LAYER_NORM, _TOKENS, layer="layer_norm", passes=2),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
+    Row("decorrelated_batch_norm", "Decorrelated batch norm", _TRAINING, _DECORRELATED, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),
     Row("transformer", "Transformer with dropout", _TRANSFORMER, _BITS | {"jaxnorm.linen": _linen_dropout}, _TEXT, _F32,
         layer="dropout", peers=("flax linen", "flax linen, philox2x32 keys"), headline=True, quick=False),

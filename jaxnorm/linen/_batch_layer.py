@@ -1,5 +1,6 @@
 """What the layers with statistics of the batch share as `flax.linen` modules: fields, variables and call."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -59,7 +60,8 @@ class BatchLayer(nn.Module):
         params = affine_params(self, shape)
         mean_dtype = wide_dtype(compute_dtype(self.dtype, x, *params))
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
-        spread = self.variable("batch_stats", self.layer.spread, jnp.ones, shape, real_dtype(mean_dtype))
+        new_spread = functools.partial(self.layer.new_spread, self, shape, real_dtype(mean_dtype))
+        spread = self.variable("batch_stats", self.layer.spread, new_spread)
         options = options_of(self.layer.function, self)
         initializing = self.is_initializing()
         if initializing:

@@ -73,7 +73,7 @@ class BatchLayer(AffineLayer):
         )
         shape, mean_dtype = check_sizes("num_features", num_features), wide_dtype(param_dtype if dtype is None else dtype)
         self.mean = nnx.BatchStat(jnp.zeros(shape, mean_dtype))
-        setattr(self, self.layer.spread, nnx.BatchStat(jnp.ones(shape, real_dtype(mean_dtype))))
+        setattr(self, self.layer.spread, nnx.BatchStat(self.layer.new_spread(self, shape, real_dtype(mean_dtype))))
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum

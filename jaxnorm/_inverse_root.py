@@ -1,0 +1,59 @@
+"""The inverse square root of a covariance matrix."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+@jax.custom_jvp
+def inverse_root(s: jax.Array) -> jax.Array:
+    """Returns the symmetric W with `W S W = I` of symmetric positive matrices, `[..., g, g]`.
+
+    A direction along which S is 0 but for rounding is 0 in W too: that is the inverse root where there is one.
+
+    Derivatives are those of the equation, which has them where eigenvalues are equal; those of the eigenvectors have poles there.
+    """
+    root, vectors = _roots(s)
+    inverse = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
+    return _product(vectors * inverse[..., None, :], vectors.mT)
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
+    """With `R = S W`, the root of S, dW solves `R dW S + S dW R = -dS`.
+
+    From `W S W = I`: `dW R + R dW = -W dS W`, on both sides times R. In the basis of S's eigenvectors the left side multiplies an
+    element by `a_i a_j (a_i + a_j)`, where the a are the roots of the eigenvalues; the sum never vanishes.
+    """
+    (s,), (ds,) = primals, tangents
+    w = inverse_root(s)
+    r = _product(s, w)
+    root, vectors = jax.tree.map(lax.stop_gradient, _roots(lax.stop_gradient(s)))
+    a, b = root[..., :, None], root[..., None, :]
+    scale = a * b * (a + b)
+    inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+
+    def left_side(y: jax.Array) -> jax.Array:
+        return _product(r, y, s) + _product(s, y, r)
+
+    def solve(_: Any, right_side: jax.Array) -> jax.Array:
+        return _product(vectors, inverse * _product(vectors.mT, right_side, vectors), vectors.mT)
+
+    return w, lax.custom_linear_solve(left_side, -(ds + ds.mT) / 2, solve, symmetric=True)
+
+
+def _roots(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the roots of the eigenvalues, 0 for those that are rounding, and the eigenvectors."""
+    values, vectors = jnp.linalg.eigh(s)
+    rounding = s.shape[-1] * np.finfo(s.dtype).eps * values[..., -1:]
+    return jnp.sqrt(jnp.where(values <= rounding, jnp.zeros((), s.dtype), values)), vectors
+
+
+def _product(*matrices: jax.Array) -> jax.Array:
+    first, *rest = matrices
+    for matrix in rest:
+        first = jnp.matmul(first, matrix, precision=lax.Precision.HIGHEST)
+    return first

@@ -1,0 +1,237 @@
+"""Whitening: channels in groups, which are decorrelated too, and not only brought to mean 0 and variance 1.
+
+`y = scale W (x - mean) + bias` in each group, where W is an inverse root of `cov + epsilon I`; a group of one is batch norm.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._axes import is_known, merge_axes, split_axis
+from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
+from jaxnorm._checks import Scalar, check_size
+from jaxnorm._compiler import recomputed
+from jaxnorm._covariance import Covariances, covariances
+from jaxnorm._inverse_root import inverse_root
+from jaxnorm._moments import AxisName
+from jaxnorm._normalize import valid
+from jaxnorm._types import AffineParams, CovarianceStats
+
+
+def init_decorrelated_batch_norm(
+    num_features: int,
+    *,
+    group_size: int = 16,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    param_dtype: Any = jnp.float32,
+    dtype: Any = jnp.float32,
+) -> tuple[AffineParams, CovarianceStats]:
+    """Returns the parameters and the running statistics of a new decorrelated batch norm.
+
+    `scale = 1`, `bias = 0`, `mean = 0`, `cov = I`: before the first update, inference is the identity but for epsilon.
+
+    Args:
+      num_features: number of channels, C.
+      group_size: number of channels that are decorrelated together, which divides C.
+      use_scale: whether there is a scale.
+      use_bias: whether there is a bias.
+      param_dtype: type of scale and bias.
+      dtype: type of the running statistics: float32 or float64.
+
+    Returns:
+      `AffineParams(scale, bias)`, of shape `[C]`, a part that is not used None; and `CovarianceStats(mean, cov)`, of shapes `[C]`
+      and `[C / group_size, group_size, group_size]`.
+
+    Raises:
+      ValueError: if num_features or group_size is below 1, or if group_size does not divide num_features.
+      TypeError: if one of them is no int, or if dtype is not float32 or wider.
+
+    References:
+      Huang, Yang, Lang, Deng, "Decorrelated batch normalization", CVPR 2018, https://arxiv.org/abs/1804.08450.
+
+    Example:
+      >>> import jaxnorm
+      >>> params, state = jaxnorm.init_decorrelated_batch_norm(64)
+      >>> state.cov.shape
+      (4, 16, 16)
+    """
+    params, mean, _ = init_batch_layer(num_features, use_scale, use_bias, param_dtype, dtype)
+    return params, CovarianceStats(mean, identity_covariance(num_features, group_size, mean.dtype))
+
+
+def identity_covariance(num_features: int, group_size: int, dtype: Any) -> jax.Array:
+    """Returns the covariances of channels that are not correlated and have variance 1."""
+    groups = _groups(num_features, group_size)
+    return jnp.tile(jnp.eye(group_size, dtype=dtype), (groups, 1, 1))
+
+
+def decorrelated_batch_norm(
+    params: AffineParams,
+    state: CovarianceStats,
+    x: jax.Array,
+    *,
+    train: bool | jax.Array,
+    group_size: int = 16,
+    momentum: Scalar = 0.99,
+    epsilon: Scalar = 1e-5,
+    channel_axis: int = -1,
+    where: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    unbiased: bool = False,
+    dtype: Any = None,
+) -> tuple[jax.Array, CovarianceStats]:
+    """Whitens groups of channels (ZCA) by the mean and covariance of the batch, or by running averages of them.
+
+    Training: `y = scale W (x - mean) + bias` in each group of channels, where `mean = sum(x) / n` and
+    `cov = sum((x - mean) (x - mean)^T) / n` are the batch's and `W = (cov + epsilon I)^(-1/2)` is the symmetric root; and
+    `state <- momentum state + (1 - momentum) (mean, cov)`. Inference: the same y with the state's mean and covariance; the state
+    stays as it is.
+
+    Of all matrices that whiten, the symmetric one changes x least; one that sorts by eigenvalue would swap channels from batch to
+    batch. The statistics are exact, pooled over devices, and in float32 or wider, as those of `batch_norm`. A batch that is not
+    finite in a channel changes nothing of the state of that channel's group; one without a counted element is whitened with the
+    running statistics. Derivatives are finite for equal eigenvalues too.
+
+    With as few as `group_size` vectors in a batch the covariance is singular, and epsilon decides what the directions without
+    variance become. With `epsilon=0` they become 0: those whose variance is below what float32 resolves, which is `group_size`
+    times 1.2e-7 of the largest.
+
+    Args:
+      params: `AffineParams(scale, bias)`, each of shape `[C]` or None.
+      state: `CovarianceStats(mean, cov)`, of shapes `[C]` and `[C / group_size, group_size, group_size]`, in float32 or wider.
+      x: array of real numbers, `[..., C]` or with the channels on `channel_axis`.
+      train: whether to use and average the statistics of the batch; a bool or a traced bool.
+      group_size: number of neighboring channels that are decorrelated together, which divides C; 1 is batch norm.
+      momentum: weight of the old statistics in the running averages, in [0, 1]; a number or a traced scalar.
+      epsilon: added to the variances, at least 0; a number or a traced scalar.
+      channel_axis: the axis of the channels.
+      where: bool array of x's rank that broadcasts to x, with size 1 along the channels: the positions that count in the
+        statistics, as in `batch_norm`.
+      axis_name: name or names of mapped axes over which the statistics are pooled, by counts.
+      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+      unbiased: whether the running covariance averages `cov n / (n - 1)` rather than cov.
+      dtype: type of y, to which it is rounded once; None for that of x.
+
+    Returns:
+      y of x's shape, and the new state, alike in shapes and dtypes to the old one.
+
+    Raises:
+      ValueError: if group_size is below 1 or does not divide C, or cannot be shown to divide a symbolic C; if channel_axis
+        names several axes; if where varies along the channels; else as `batch_norm`.
+      TypeError: if group_size is no int; if x does not hold real floating point numbers; else as `batch_norm`.
+
+    References:
+      Huang, Yang, Lang, Deng, "Decorrelated batch normalization", CVPR 2018, https://arxiv.org/abs/1804.08450. The covariance is
+      averaged, as in the authors' second version, and not the whitening matrix.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> params, state = jaxnorm.init_decorrelated_batch_norm(2, group_size=2)
+      >>> x = jnp.array([[5.0, 1.0], [1.0, 5.0], [-5.0, -1.0], [-1.0, -5.0]])
+      >>> y, state = jaxnorm.decorrelated_batch_norm(params, state, x, train=True, group_size=2)
+      >>> print((y.T @ y / 4).round(3))
+      [[1. 0.]
+       [0. 1.]]
+    """
+    call = checked_call(
+        params,
+        state,
+        x,
+        kind=CovarianceStats,
+        train=train,
+        momentum=momentum,
+        epsilon=epsilon,
+        channel_axis=channel_axis,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+        shapes=lambda channels: _state_shapes(channels, group_size, channel_axis),
+    )
+    (axis,) = call.channels
+    if call.where is not None and call.where.shape[axis] != 1:
+        raise ValueError(
+            f"where must have size 1 along the channels, which are whitened together, got shape {list(call.where.shape)}"
+        )
+    return _decorrelated_batch_norm(call, group_size=group_size, unbiased=bool(unbiased))
+
+
+def _state_shapes(channels: tuple[int, ...], group_size: int, channel_axis: Any) -> CovarianceStats:
+    if len(channels) != 1:
+        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    groups = _groups(channels[0], group_size)
+    return CovarianceStats(mean=channels, cov=(groups, group_size, group_size))  # type: ignore[arg-type]
+
+
+def _groups(channels: Any, group_size: int) -> int:
+    """Returns how many groups there are, or raises unless they come out even."""
+    check_size("group_size", group_size)
+    if not is_known(channels) or channels % group_size:
+        raise ValueError(f"group_size must divide the number of channels, {channels}, got {group_size}")
+    return channels // group_size
+
+
+@functools.partial(jax.jit, static_argnames=("group_size", "unbiased"))
+def _decorrelated_batch_norm(whole: BatchCall, *, group_size: int, unbiased: bool) -> tuple[jax.Array, CovarianceStats]:
+    call = _in_groups(whole, group_size)
+
+    def whitened(mean: jax.Array, cov: jax.Array) -> jax.Array:
+        identity = jnp.eye(group_size, dtype=cov.dtype)[None]
+        w = inverse_root(cov + jnp.asarray(call.epsilon, cov.dtype) * identity)
+        return merge_axes(_whiten(call, mean, w), whole.channels[0], whole.x)
+
+    def training() -> tuple[jax.Array, CovarianceStats]:
+        batch = covariances(call.x, call.axes, **call.pooling)
+        seen = call.counted(batch.n, CovarianceStats(batch.mean, batch.cov), call.running)
+        new = call.averaged(batch.n, CovarianceStats(batch.mean, _cov_to_average(batch, unbiased)))
+        return whitened(*seen), new._replace(mean=merge_axes(new.mean, 0, whole.state.mean))
+
+    def inference() -> tuple[jax.Array, CovarianceStats]:
+        return whitened(*call.running), whole.state
+
+    with jax.named_scope("jaxnorm.decorrelated_batch_norm"):
+        return call.run(training, inference)
+
+
+def _in_groups(call: BatchCall, group_size: int) -> BatchCall:
+    """Returns the call with every axis of channels as two: groups, and channels in a group."""
+    (axis,) = call.channels
+    groups = call.x.shape[axis] // group_size
+    return dataclasses.replace(
+        call,
+        x=split_axis(call.x, axis, groups),
+        where=None if call.where is None else lax.expand_dims(call.where, (axis,)),
+        params=jax.tree.map(lambda part: split_axis(part, 0, groups), call.params),
+        state=call.state._replace(mean=split_axis(call.state.mean, 0, groups)),
+        channels=(axis, axis + 1),
+    )
+
+
+def _cov_to_average(batch: Covariances, unbiased: bool) -> jax.Array:
+    return batch.cov * (batch.n / jnp.maximum(batch.n - 1, 1))[:, None, None] if unbiased else batch.cov
+
+
+def _whiten(call: BatchCall, mean: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns `scale W (x - mean) + bias`, for whose gradient x is kept, and no array of its size between."""
+    group, channel = call.channels
+
+    def along_x(a: jax.Array) -> jax.Array:
+        return jnp.expand_dims(a.astype(mean.dtype), call.axes)
+
+    @recomputed
+    def apply(x: jax.Array, params: AffineParams, mean: jax.Array, w: jax.Array) -> jax.Array:
+        centered = valid(x, call.where, x.astype(mean.dtype) - along_x(mean))
+        # The groups come first, then the axes of the batch, then the channels of a group.
+        y = lax.dot_general(centered, w, (((channel,), (2,)), ((group,), (0,))), precision=lax.Precision.HIGHEST)
+        y = jnp.moveaxis(y, (0, -1), (group, channel))
+        y = y if params.scale is None else y * along_x(params.scale)
+        return (y if params.bias is None else y + along_x(params.bias)).astype(call.dtype)
+
+    return apply(call.x, call.params, mean, w)

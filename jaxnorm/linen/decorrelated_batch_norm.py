@@ -1,0 +1,54 @@
+"""Decorrelated batch normalization (whitening) as a `flax.linen` module."""
+
+from typing import ClassVar
+
+from jaxnorm._modules import BatchFunction, uncorrelated
+from jaxnorm._norm.whitening import decorrelated_batch_norm
+from jaxnorm._types import CovarianceStats
+from jaxnorm.linen._batch_layer import BatchLayer
+
+
+class DecorrelatedBatchNorm(BatchLayer):
+    """Decorrelated batch norm (ZCA): `jaxnorm.decorrelated_batch_norm` with the fields, variables and call of `BatchNorm`.
+
+    Training: `y = scale W (x - mean) + bias` in each group of channels, where `W = (cov + epsilon I)^(-1/2)`, with the mean and
+    covariance of the batch, and `running <- momentum running + (1 - momentum) batch`. Inference: the same with the running
+    statistics.
+
+    The statistics are `mean` and `cov`, in the collection `batch_stats`. A mask has size 1 along the channels.
+
+    Attributes:
+      use_running_average: whether to use the running statistics (inference) or those of the batch, and average them; here or in
+        the call.
+      axis: the axis of the features.
+      momentum: weight of the old statistics in the running averages, a number or a traced scalar.
+      epsilon: added to the variances, a number or a traced scalar.
+      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters.
+      param_dtype: type of scale and bias.
+      use_bias: whether there is a bias.
+      use_scale: whether there is a scale.
+      bias_init: initializer of the bias.
+      scale_init: initializer of the scale.
+      axis_name: name or names of mapped axes over which the statistics are pooled.
+      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+      group_size: number of neighboring channels that are decorrelated together, which divides their number; 1 is batch norm.
+      unbiased: whether the running covariance averages `n / (n - 1)` times the batch's.
+
+    References:
+      Huang, Yang, Lang, Deng, "Decorrelated batch normalization", CVPR 2018, https://arxiv.org/abs/1804.08450.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen
+      >>> norm = jaxnorm.linen.DecorrelatedBatchNorm(group_size=2)
+      >>> x = jnp.array([[5.0, 1.0], [1.0, 5.0], [-5.0, -1.0], [-1.0, -5.0]])
+      >>> variables = norm.init(jax.random.key(0), x, use_running_average=False)
+      >>> y, updates = norm.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+      >>> print((y.T @ y / 4).round(3))
+      [[1. 0.]
+       [0. 1.]]
+    """
+
+    layer: ClassVar = BatchFunction(decorrelated_batch_norm, CovarianceStats, uncorrelated)
+
+    group_size: int = 16
+    unbiased: bool = False
