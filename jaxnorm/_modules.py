@@ -13,14 +13,13 @@ from jaxnorm._axes import canonical_axes
 from jaxnorm._checks import (
     Scalar,
     check_bits,
-    check_decision_bits,
     check_flag,
     check_float,
     check_number,
     check_output_dtype,
     is_concrete,
 )
-from jaxnorm._dropout.elementwise import NOISE_BITS, dropout, gaussian_dropout, uniform_dropout
+from jaxnorm._dropout.elementwise import NOISE_BITS
 from jaxnorm._norm.whitening import identity_covariance
 from jaxnorm._types import AffineParams, wide_dtype
 
@@ -136,74 +135,47 @@ def _in_types_of_flax(params: AffineParams, x: jax.Array, mask: Any, dtype: Any)
     }
 
 
-def apply_dropout(
-    draw_key: DrawKey,
-    inputs: jax.Array,
-    rate: Scalar,
-    *,
-    deterministic: bool | jax.Array,
-    broadcast_dims: Sequence[int],
-    bits: int,
-) -> jax.Array:
-    """Returns the inputs with dropout, or as they are where `deterministic`; a rate known to be 0 or 1 needs no key."""
-    check_number("rate", rate, low=0, high=1)
-    check_decision_bits(bits, rate)
+class NoiseFunction(NamedTuple):
+    """A layer that multiplies by noise.
 
-    def noisy(x: jax.Array) -> jax.Array:
-        if _is_known(rate, 1):
-            return jnp.zeros_like(x)
-        return dropout(draw_key(), x, rate, broadcast_dims=broadcast_dims, bits=bits)
+    Attributes:
+      function: its function.
+      amount: name of the amount of noise, for the function and the module.
+      check_bits: raises unless so many random bits do for this amount.
+      below_one: whether the amount is below 1; else it is 1 at the most.
+      drops: whether an amount of 1 leaves nothing.
+    """
 
-    return _unless(deterministic, inputs, rate, noisy)
+    function: Callable[..., jax.Array]
+    amount: str
+    check_bits: Callable[[int, Scalar], Any]
+    below_one: bool = False
+    drops: bool = False
 
 
-def apply_gaussian_dropout(
-    draw_key: DrawKey,
-    inputs: jax.Array,
-    rate: Scalar,
-    *,
-    deterministic: bool | jax.Array,
-    broadcast_dims: Sequence[int],
-    bits: int,
-) -> jax.Array:
-    """Returns the inputs times Gaussian noise, or as they are where `deterministic`; a rate known to be 0 needs no key."""
-    check_number("rate", rate, low=0, high=1, open_high=True)
+def check_noise_bits(bits: int, _: Scalar) -> None:
+    """Raises unless a number of the noise can be made of so many bits."""
     check_bits(bits, NOISE_BITS)
 
-    def noisy(x: jax.Array) -> jax.Array:
-        return gaussian_dropout(draw_key(), x, rate, broadcast_dims=broadcast_dims, bits=bits)
 
-    return _unless(deterministic, inputs, rate, noisy)
-
-
-def apply_uniform_dropout(
-    draw_key: DrawKey,
-    inputs: jax.Array,
-    beta: Scalar,
-    *,
-    deterministic: bool | jax.Array,
-    broadcast_dims: Sequence[int],
-    bits: int,
+def apply_noise(
+    noise: NoiseFunction, module: Any, draw_key: DrawKey, inputs: jax.Array, *, deterministic: bool | jax.Array
 ) -> jax.Array:
-    """Returns the inputs times uniform noise, or as they are where `deterministic`; a beta known to be 0 needs no key."""
-    check_number("beta", beta, low=0, high=1)
-    check_bits(bits, NOISE_BITS)
+    """Returns the inputs times noise, as the module's fields say; the inputs themselves where `deterministic`.
 
-    def noisy(x: jax.Array) -> jax.Array:
-        return uniform_dropout(draw_key(), x, beta, broadcast_dims=broadcast_dims, bits=bits)
-
-    return _unless(deterministic, inputs, beta, noisy)
-
-
-def _unless(
-    deterministic: bool | jax.Array, inputs: jax.Array, amount: Scalar, noisy: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """Returns `noisy(inputs)`, but the inputs themselves where `deterministic`, or where the amount is known to be 0."""
+    Where the amount is known to be 0, or to leave nothing, no key is drawn.
+    """
+    amount = getattr(module, noise.amount)
+    check_number(noise.amount, amount, low=0, high=1, open_high=noise.below_one)
+    noise.check_bits(module.bits, amount)
     inputs = check_float("inputs", inputs)
     deterministic = check_flag("deterministic", deterministic)
     if deterministic is True or _is_known(amount, 0):
         return inputs
-    y = noisy(inputs)
+    if noise.drops and _is_known(amount, 1):
+        y = jnp.zeros_like(inputs)
+    else:
+        y = noise.function(draw_key(), inputs, amount, broadcast_dims=module.broadcast_dims, bits=module.bits)
     return y if deterministic is False else jnp.where(deterministic, inputs, y)
 
 

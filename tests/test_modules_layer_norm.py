@@ -36,17 +36,22 @@ def params_of(*shape: int, dtype: Any = np.float32) -> Variables:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("parts", [("scale", "bias"), ("scale",), ("bias",), ()], ids=str)
-def test_values_and_gradients_are_those_of_flax(api: str, options: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_values_and_gradients_are_those_of_flax(api: str, options: dict[str, Any]) -> None:
     x = batch((4, 3, 5))
-    size = x.shape[options.get("feature_axes", -1)]
-    params = {name: value for name, value in params_of(size).items() if name in parts}
+    params = params_of(x.shape[options.get("feature_axes", -1)])
 
     def run(layers: Any) -> Any:
         y, pullback = jax.vjp(lambda params, x: layers.layer_norm(params, x, **options), params, x)
         return y, pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
-    close(run(OURS[api]), run(FLAX[api]), atol=5e-6)
+    close(*(jax.jit(run, static_argnums=0)(layers) for layers in (OURS[api], FLAX[api])), atol=5e-6)
+
+
+@each_api
+@pytest.mark.parametrize("parts", [("scale",), ("bias",), ()], ids=str)
+def test_scale_and_bias_may_be_absent(api: str, parts: tuple[str, ...]) -> None:
+    params, x = {name: value for name, value in params_of(5).items() if name in parts}, batch((4, 5))
+    close(OURS[api].layer_norm(params, x), FLAX[api].layer_norm(params, x), atol=5e-6)
 
 
 @each_api
@@ -67,7 +72,7 @@ def test_a_mask_of_numbers_and_of_less_rank_counts_where_it_is_not_0(api: str) -
 
 
 @each_api
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float16, jnp.float32], ids=str)
+@pytest.mark.parametrize("dtype", [None, jnp.float16], ids=str)
 @pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
 def test_types_are_those_of_flax_and_only_the_output_is_rounded(api: str, dtype: Any, x_dtype: Any, param_dtype: Any) -> None:

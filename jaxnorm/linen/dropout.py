@@ -1,15 +1,17 @@
 """Multiplicative noise as `flax.linen` modules: Bernoulli, Gaussian and uniform dropout."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import jax
-from flax import linen as nn
 
-from jaxnorm._modules import DrawKey, apply_dropout, apply_gaussian_dropout, apply_uniform_dropout
+from jaxnorm._checks import check_decision_bits
+from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
+from jaxnorm._modules import NoiseFunction, check_noise_bits
+from jaxnorm.linen._noise_layer import NoiseLayer
 
 
-class Dropout(nn.Module):
+class Dropout(NoiseLayer):
     """Dropout: `jaxnorm.dropout` with Flax's fields, rng stream and call, in place of `flax.linen.Dropout`.
 
     Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0. Inference (`deterministic`): the identity. A key is
@@ -37,42 +39,16 @@ class Dropout(nn.Module):
       Array([1., 1., 1.], dtype=float32)
     """
 
+    noise: ClassVar = NoiseFunction(dropout, "rate", check_decision_bits, drops=True)
+
     rate: float | jax.Array
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"
     bits: int = 16
 
-    @nn.compact
-    def __call__(
-        self, inputs: jax.Array, deterministic: bool | jax.Array | None = None, rng: jax.Array | None = None
-    ) -> jax.Array:
-        """Drops elements of the inputs.
 
-        Args:
-          inputs: array of floating point numbers, any shape.
-          deterministic: as the field of this name; given once, here or there.
-          rng: the key to draw with, instead of one from the stream.
-
-        Returns:
-          Array of the shape and dtype of the inputs.
-
-        Raises:
-          ValueError: if `deterministic` is given nowhere or twice; if rate, broadcast_dims or bits do not fit.
-          TypeError: if the inputs do not hold floating point numbers, or if rng is no key.
-        """
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-        return apply_dropout(
-            _key_from(self, rng),
-            inputs,
-            self.rate,
-            deterministic=deterministic,
-            broadcast_dims=self.broadcast_dims,
-            bits=self.bits,
-        )
-
-
-class GaussianDropout(nn.Module):
+class GaussianDropout(NoiseLayer):
     """Gaussian dropout: `jaxnorm.gaussian_dropout` with the fields, rng stream and call of `Dropout`.
 
     Training: `y = x n`, `n ~ N(1, rate / (1 - rate))`. Inference (`deterministic`): the identity.
@@ -96,29 +72,16 @@ class GaussianDropout(nn.Module):
       mean 1.00, variance 0.25
     """
 
+    noise: ClassVar = NoiseFunction(gaussian_dropout, "rate", check_noise_bits, below_one=True)
+
     rate: float | jax.Array
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"
     bits: int = 16
 
-    @nn.compact
-    def __call__(
-        self, inputs: jax.Array, deterministic: bool | jax.Array | None = None, rng: jax.Array | None = None
-    ) -> jax.Array:
-        """Multiplies the inputs by noise; arguments and errors as in `Dropout`."""
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-        return apply_gaussian_dropout(
-            _key_from(self, rng),
-            inputs,
-            self.rate,
-            deterministic=deterministic,
-            broadcast_dims=self.broadcast_dims,
-            bits=self.bits,
-        )
 
-
-class UniformDropout(nn.Module):
+class UniformDropout(NoiseLayer):
     """Uniform dropout (Uout): `jaxnorm.uniform_dropout` with the fields, rng stream and call of `Dropout`.
 
     Training: `y = x n`, `n ~ U(1 - beta, 1 + beta)`. Inference (`deterministic`): the identity.
@@ -142,28 +105,10 @@ class UniformDropout(nn.Module):
       from 0.50 to 1.50
     """
 
+    noise: ClassVar = NoiseFunction(uniform_dropout, "beta", check_noise_bits)
+
     beta: float | jax.Array
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"
     bits: int = 16
-
-    @nn.compact
-    def __call__(
-        self, inputs: jax.Array, deterministic: bool | jax.Array | None = None, rng: jax.Array | None = None
-    ) -> jax.Array:
-        """Multiplies the inputs by noise; arguments and errors as in `Dropout`."""
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-        return apply_uniform_dropout(
-            _key_from(self, rng),
-            inputs,
-            self.beta,
-            deterministic=deterministic,
-            broadcast_dims=self.broadcast_dims,
-            bits=self.bits,
-        )
-
-
-def _key_from(module: Any, rng: jax.Array | None) -> DrawKey:
-    """Returns what gives the key: `rng`, or the next one of the module's stream."""
-    return lambda: module.make_rng(module.rng_collection) if rng is None else rng

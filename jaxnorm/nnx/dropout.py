@@ -1,65 +1,18 @@
 """Multiplicative noise as `flax.nnx` modules: Bernoulli, Gaussian and uniform dropout."""
 
 from collections.abc import Sequence
+from typing import ClassVar, Unpack
 
 import jax
 from flax import nnx
 
-from jaxnorm._modules import apply_dropout, apply_gaussian_dropout, apply_uniform_dropout
-from jaxnorm.nnx._flags import first_given
-
-Keys = nnx.Rngs | nnx.RngStream | jax.Array
-
-
-class _Noise(nnx.Module):
-    """What the layers with noise share: the flag, the axes of one draw, and a stream of keys of their own."""
-
-    def __init__(
-        self,
-        broadcast_dims: Sequence[int],
-        deterministic: bool | jax.Array | None,
-        rng_collection: str,
-        rngs: nnx.Rngs | nnx.RngStream | None,
-    ):
-        self.broadcast_dims = broadcast_dims
-        self.deterministic = deterministic
-        self.rng_collection = rng_collection
-        if rngs is None:
-            self.rngs = nnx.data(None)
-        elif isinstance(rngs, nnx.Rngs):
-            self.rngs = rngs[rng_collection].fork()
-        elif isinstance(rngs, nnx.RngStream):
-            self.rngs = rngs.fork()
-        else:
-            raise TypeError(f"rngs must be a Rngs, RngStream or None, but got {type(rngs)}.")
-
-    def _key(self, rngs: Keys | None) -> jax.Array:
-        """Returns the key to draw with: from the call's rngs if given, else from the layer's own stream."""
-        rngs = self.rngs if rngs is None else rngs
-        if rngs is None:
-            raise ValueError(
-                f"`deterministic` is False, but no `rngs` argument was provided to {type(self).__name__}, neither to its "
-                "constructor nor to its call"
-            )
-        if isinstance(rngs, nnx.Rngs):
-            return rngs[self.rng_collection]()
-        if isinstance(rngs, nnx.RngStream):
-            return rngs()
-        if isinstance(rngs, jax.Array):
-            return rngs
-        raise TypeError(f"rngs must be a Rngs, RngStream or jax.Array, but got {type(rngs)}.")
-
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """Sets the flag in a view of the module, as `nnx.view` asks for.
-
-        Args:
-          deterministic: if True, the inputs are returned as they are.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
+from jaxnorm._checks import check_decision_bits
+from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
+from jaxnorm._modules import NoiseFunction, check_noise_bits
+from jaxnorm.nnx._noise_layer import NoiseLayer, NoiseOptions
 
 
-class Dropout(_Noise):
+class Dropout(NoiseLayer):
     """Dropout: `jaxnorm.dropout` with Flax's arguments, rng stream and call, in place of `flax.nnx.Dropout`.
 
     Training: `y = x / (1 - rate)` with probability `1 - rate`, else 0. Inference (`deterministic`): the identity. A key is
@@ -89,6 +42,8 @@ class Dropout(_Noise):
       Array([1., 1., 1.], dtype=float32)
     """
 
+    noise: ClassVar = NoiseFunction(dropout, "rate", check_decision_bits, drops=True)
+
     def __init__(
         self,
         rate: float | jax.Array,
@@ -100,49 +55,21 @@ class Dropout(_Noise):
         bits: int = 16,
     ):
         """Forks the stream of keys; the arguments are those of the class."""
-        super().__init__(broadcast_dims, deterministic, rng_collection, rngs)
-        self.rate = rate
-        self.bits = bits
-
-    def __call__(
-        self, inputs: jax.Array, *, deterministic: bool | jax.Array | None = None, rngs: Keys | None = None
-    ) -> jax.Array:
-        """Drops elements of the inputs.
-
-        Args:
-          inputs: array of floating point numbers, any shape.
-          deterministic: goes before the attribute of this name.
-          rngs: a key, a stream or streams, to draw with instead of the layer's own.
-
-        Returns:
-          Array of the shape and dtype of the inputs.
-
-        Raises:
-          ValueError: if `deterministic` is given nowhere, or nothing to draw with is; if rate, broadcast_dims or bits do not fit.
-          TypeError: if the inputs do not hold floating point numbers, or if rngs is nothing to draw with.
-        """
-        return apply_dropout(
-            lambda: self._key(rngs),
-            inputs,
-            self.rate,
-            deterministic=first_given(self, "deterministic", deterministic),
-            broadcast_dims=self.broadcast_dims,
-            bits=self.bits,
+        super().__init__(
+            broadcast_dims=broadcast_dims, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs, bits=bits
         )
+        self.rate = rate
 
 
-class GaussianDropout(_Noise):
+class GaussianDropout(NoiseLayer):
     """Gaussian dropout: `jaxnorm.gaussian_dropout` with the arguments, rng stream and call of `Dropout`.
 
     Training: `y = x n`, `n ~ N(1, rate / (1 - rate))`. Inference (`deterministic`): the identity.
 
     Args:
       rate: the amount of noise, in [0, 1); a number or a traced scalar.
-      broadcast_dims: axes along which all elements share one draw.
-      deterministic: whether to return the inputs as they are; set by `train()` and `eval()`.
-      rng_collection: name of the stream of keys.
-      rngs: the streams, of which the layer forks its own, or None to give keys in the call.
-      bits: random bits an element of which a number of the noise is made: 16 or 32.
+      **options: `broadcast_dims=(), deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of
+        16 or 32 bits.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -156,47 +83,23 @@ class GaussianDropout(_Noise):
       mean 1.00, variance 0.25
     """
 
-    def __init__(
-        self,
-        rate: float | jax.Array,
-        *,
-        broadcast_dims: Sequence[int] = (),
-        deterministic: bool | jax.Array | None = False,
-        rng_collection: str = "dropout",
-        rngs: nnx.Rngs | nnx.RngStream | None = None,
-        bits: int = 16,
-    ):
+    noise: ClassVar = NoiseFunction(gaussian_dropout, "rate", check_noise_bits, below_one=True)
+
+    def __init__(self, rate: float | jax.Array, **options: Unpack[NoiseOptions]):
         """Forks the stream of keys; the arguments are those of the class."""
-        super().__init__(broadcast_dims, deterministic, rng_collection, rngs)
+        super().__init__(**options)
         self.rate = rate
-        self.bits = bits
-
-    def __call__(
-        self, inputs: jax.Array, *, deterministic: bool | jax.Array | None = None, rngs: Keys | None = None
-    ) -> jax.Array:
-        """Multiplies the inputs by noise; arguments and errors as in `Dropout`."""
-        return apply_gaussian_dropout(
-            lambda: self._key(rngs),
-            inputs,
-            self.rate,
-            deterministic=first_given(self, "deterministic", deterministic),
-            broadcast_dims=self.broadcast_dims,
-            bits=self.bits,
-        )
 
 
-class UniformDropout(_Noise):
+class UniformDropout(NoiseLayer):
     """Uniform dropout (Uout): `jaxnorm.uniform_dropout` with the arguments, rng stream and call of `Dropout`.
 
     Training: `y = x n`, `n ~ U(1 - beta, 1 + beta)`. Inference (`deterministic`): the identity.
 
     Args:
       beta: the half width of the noise, in [0, 1]; a number or a traced scalar.
-      broadcast_dims: axes along which all elements share one draw.
-      deterministic: whether to return the inputs as they are; set by `train()` and `eval()`.
-      rng_collection: name of the stream of keys.
-      rngs: the streams, of which the layer forks its own, or None to give keys in the call.
-      bits: random bits an element of which a number of the noise is made: 16 or 32.
+      **options: `broadcast_dims=(), deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of
+        16 or 32 bits.
 
     References:
       Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
@@ -210,30 +113,9 @@ class UniformDropout(_Noise):
       from 0.50 to 1.50
     """
 
-    def __init__(
-        self,
-        beta: float | jax.Array,
-        *,
-        broadcast_dims: Sequence[int] = (),
-        deterministic: bool | jax.Array | None = False,
-        rng_collection: str = "dropout",
-        rngs: nnx.Rngs | nnx.RngStream | None = None,
-        bits: int = 16,
-    ):
-        """Forks the stream of keys; the arguments are those of the class."""
-        super().__init__(broadcast_dims, deterministic, rng_collection, rngs)
-        self.beta = beta
-        self.bits = bits
+    noise: ClassVar = NoiseFunction(uniform_dropout, "beta", check_noise_bits)
 
-    def __call__(
-        self, inputs: jax.Array, *, deterministic: bool | jax.Array | None = None, rngs: Keys | None = None
-    ) -> jax.Array:
-        """Multiplies the inputs by noise; arguments and errors as in `Dropout`."""
-        return apply_uniform_dropout(
-            lambda: self._key(rngs),
-            inputs,
-            self.beta,
-            deterministic=first_given(self, "deterministic", deterministic),
-            broadcast_dims=self.broadcast_dims,
-            bits=self.bits,
-        )
+    def __init__(self, beta: float | jax.Array, **options: Unpack[NoiseOptions]):
+        """Forks the stream of keys; the arguments are those of the class."""
+        super().__init__(**options)
+        self.beta = beta

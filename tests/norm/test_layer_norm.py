@@ -29,8 +29,23 @@ def normal(shape: tuple[int, ...], mean: float = 0.0, seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).normal(mean, 1, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("reduction_axes", [-1, 0, 1, (1, 3), (-1, 1), (3, 0), (0, 1, 2, 3)], ids=str)
-@pytest.mark.parametrize("feature_axes", [-1, 1, (1, 3), (-1, -3), (0, 1, 2, 3), ()], ids=str)
+@pytest.mark.parametrize(
+    ("reduction_axes", "feature_axes"),
+    [
+        (-1, -1),
+        (0, -1),
+        (1, 1),
+        (-1, 1),
+        ((1, 3), (-1, -3)),
+        ((-1, 1), 3),
+        ((3, 0), (1, 2)),
+        (2, (0, 1, 2, 3)),
+        ((0, 1, 2, 3), (1, 3)),
+        ((1, 2), ()),
+        ((), -1),
+    ],
+    ids=str,
+)
 def test_equals_the_oracle_on_every_axis(reduction_axes: Any, feature_axes: Any) -> None:
     x = data((4, 2, 3, 5))
     axes = (feature_axes,) if isinstance(feature_axes, int) else feature_axes
@@ -87,7 +102,7 @@ def test_an_example_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0, 1e4, -1e6], ids=str)
-@pytest.mark.parametrize("features", [7, 256, 8192], ids=str)
+@pytest.mark.parametrize("features", [7, 4096, 8192], ids=str)
 @pytest.mark.parametrize("spoiled", [False, True], ids=["plain", "outlier"])
 def test_no_mean_is_too_far_and_no_first_element_too_odd(mean: float, features: int, spoiled: bool) -> None:
     x = normal((4, features), mean)
