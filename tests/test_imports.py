@@ -13,7 +13,8 @@ import jaxnorm
 PACKAGE = Path(jaxnorm.__file__).parent
 LAYERS = (  # a module may import from layers above its own, and from modules of its own layer or folder
     ("_types", "_checks", "_axes", "_compiler"),
-    ("_moments", "_normalize", "_running", "_batch_layer", "_bits", "_packed_bits", "_normal", "_noise"),
+    ("_moments", "_covariance", "_inverse_root", "_normalize", "_running", "_batch_layer"),
+    ("_bits", "_packed_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),
     ("_modules", "_progress"),
     ("linen", "nnx", "training", "diagnostics", "interop"),
@@ -136,7 +137,7 @@ def test_imports_are_seen_however_they_are_written(tmp_path: Path, line: str, na
 
 
 def test_the_only_places() -> None:
-    """One place draws bits, one computes variances, one takes a reciprocal root, one makes noise."""
+    """One place draws bits, one computes variances, one takes a reciprocal root, one of matrices, one makes noise."""
     only = {
         "lax.rsqrt": {"_normalize.py"},
         "jax.random.bits": {"_bits.py", "_noise.py"},
@@ -148,6 +149,7 @@ def test_the_only_places() -> None:
         "jax.random.normal": set(),
         "jax.random.uniform": set(),
         "lax.psum": {"_moments.py"},
+        "jnp.linalg.eigh": {"_inverse_root.py"},
     }
     core = [path for path in SOURCES if layer(path.relative_to(PACKAGE).parts[0].removesuffix(".py")) <= layer("_modules")]
     for path in core:
