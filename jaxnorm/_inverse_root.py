@@ -8,20 +8,24 @@ import numpy as np
 from jax import lax
 
 
-@jax.custom_jvp
 def inverse_root(s: jax.Array) -> jax.Array:
-    """Returns the symmetric W with `W S W = I` of symmetric positive matrices, `[..., g, g]`.
+    """Returns the symmetric W with `W S W = I` of symmetric positive matrices, `[..., g, g]`, or of the symmetric part of others.
 
     A direction along which S is 0 but for rounding is 0 in W too: that is the inverse root where there is one.
 
     Derivatives are those of the equation, which has them where eigenvalues are equal; those of the eigenvectors have poles there.
     """
+    return _inverse_root((s + s.mT) / 2)
+
+
+@jax.custom_jvp
+def _inverse_root(s: jax.Array) -> jax.Array:
     root, vectors = _roots(s)
     inverse = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
     return _product(vectors * inverse[..., None, :], vectors.mT)
 
 
-@inverse_root.defjvp
+@_inverse_root.defjvp
 def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
     """With `R = S W`, the root of S, dW solves `R dW S + S dW R = -dS`.
 
@@ -29,7 +33,7 @@ def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
     element by `a_i a_j (a_i + a_j)`, where the a are the roots of the eigenvalues; the sum never vanishes.
     """
     (s,), (ds,) = primals, tangents
-    w = inverse_root(s)
+    w = _inverse_root(s)
     r = _product(s, w)
     root, vectors = jax.tree.map(lax.stop_gradient, _roots(lax.stop_gradient(s)))
     a, b = root[..., :, None], root[..., None, :]
@@ -42,7 +46,7 @@ def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
     def solve(_: Any, right_side: jax.Array) -> jax.Array:
         return _product(vectors, inverse * _product(vectors.mT, right_side, vectors), vectors.mT)
 
-    return w, lax.custom_linear_solve(left_side, -(ds + ds.mT) / 2, solve, symmetric=True)
+    return w, lax.custom_linear_solve(left_side, -ds, solve, symmetric=True)
 
 
 def _roots(s: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -32,6 +32,7 @@ class Case:
       batched: arguments that have x's batch axis, their first.
       takes_complex: whether x may be complex.
       idle: amounts that change nothing here.
+      temporaries: arrays of x's size that a program with the gradient may have besides its results.
       calls_library: whether it needs a library of the device, as for eigenvalues, so that a program for another can't run here.
     """
 
@@ -43,7 +44,14 @@ class Case:
     batched: tuple[str, ...] = ("x",)
     takes_complex: bool = False
     idle: tuple[str, ...] = ()
+    temporaries: int = 3
     calls_library: bool = False
+
+    @property
+    def feature_axes(self) -> tuple[int, ...]:
+        """The axes of x along which there are parameters, counted from the front."""
+        axes = self.options.get("feature_axes", self.options.get("channel_axis", -1))
+        return tuple(axis % len(SHAPE) for axis in ((axes,) if isinstance(axes, int) else axes))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -193,6 +201,7 @@ CASES = (
         jaxnorm.decorrelated_batch_norm,
         _MOMENTUM,
         {"train": True, "group_size": 3},
+        temporaries=6,
         calls_library=True,
     ),
     Case(
@@ -202,15 +211,17 @@ CASES = (
         _MOMENTUM,
         {"train": False, "group_size": 3},
         idle=("momentum",),
+        temporaries=6,
         calls_library=True,
     ),
     Case(
         "decorrelated_batch_norm-where",
-        lambda dtype: _decorrelated(dtype, 2, 2, where=jnp.swapaxes(counted((8, 2, 3, 4)), 2, 3)),
+        lambda dtype: _decorrelated(dtype, where=counted()),
         jaxnorm.decorrelated_batch_norm,
         _MOMENTUM,
-        {"train": True, "group_size": 2, "channel_axis": 2, "unbiased": True},
+        {"train": True, "group_size": 3, "unbiased": True},
         ("x", "where"),
+        temporaries=6,
         calls_library=True,
     ),
     Case("layer_norm", _layer_norm, jaxnorm.layer_norm, _EPSILON, takes_complex=True),
@@ -222,6 +233,7 @@ CASES = (
         {"reduction_axes": (2, 3), "feature_axes": (1, 3)},
         ("x", "where"),
         takes_complex=True,
+        temporaries=5,
     ),
     Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("dropout-8_bits", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"bits": 8}),
