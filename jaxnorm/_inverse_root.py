@@ -51,7 +51,7 @@ def _inverse_root_jvp(primals: Any, tangents: Any) -> Any:
 
 def _roots(s: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the roots of the eigenvalues, 0 for those that are rounding, and the eigenvectors."""
-    values, vectors = jnp.linalg.eigh(s)
+    values, vectors = jnp.linalg.eigh(s, symmetrize_input=False)
     rounding = s.shape[-1] * np.finfo(s.dtype).eps * values[..., -1:]
     return jnp.sqrt(jnp.where(values <= rounding, jnp.zeros((), s.dtype), values)), vectors
 

@@ -90,9 +90,9 @@ def combine_moments(parts: Moments) -> Moments:
     return Moments(mean[0], var, count[0])
 
 
-def variance_to_average(batch: Moments, unbiased: bool) -> jax.Array:
-    """Returns the variance for running averages: the biased one, or `n / (n - 1)` times it where n is above 1."""
-    return batch.var * (batch.n / jnp.maximum(batch.n - 1, 1)) if unbiased else batch.var
+def to_average(spread: jax.Array, n: jax.Array, unbiased: bool) -> jax.Array:
+    """Returns the variance, or covariance, for running averages: the biased one, or `n / (n - 1)` times it where n is above 1."""
+    return spread * before(n / jnp.maximum(n - 1, 1), spread) if unbiased else spread
 
 
 def combine_means(weight: jax.Array, means: jax.Array) -> jax.Array:
@@ -302,9 +302,9 @@ def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]
     return jax.tree.map(lambda part: select(before(n > 0, part), part), stacked._replace(n=n))
 
 
-def before(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns a mask of the leading axes of `like`, with axes of size 1 for the others."""
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+def before(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns x, which has the leading axes of `like`, with axes of size 1 for the others."""
+    return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
 
 
 def _real_parts(x: jax.Array) -> tuple[jax.Array, ...]:

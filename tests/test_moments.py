@@ -14,7 +14,7 @@ from jax import export
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxnorm._moments import Moments, combine_moments, moments, variance_to_average
+from jaxnorm._moments import Moments, combine_moments, moments, to_average
 from jaxnorm._running import update_running
 from jaxnorm._types import RunningStats, real_dtype, wide_dtype
 
@@ -77,7 +77,7 @@ def test_types_of_statistics() -> None:
 @pytest.mark.parametrize("unbiased, expected", [(False, 2), (True, 2 * 4 / 3)], ids=["biased", "unbiased"])
 def test_the_variance_to_average(unbiased: bool, expected: float) -> None:
     batch = Moments(jnp.zeros(2), jnp.full(2, 2.0), jnp.asarray([4.0, 1.0]))
-    assert_allclose(variance_to_average(batch, unbiased), [expected, 2])
+    assert_allclose(to_average(batch.var, batch.n, unbiased), [expected, 2])
 
 
 def test_running_update_keeps_what_is_not_trusted() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_elementwise, check_float, check_shape
-from jaxnorm._moments import AxisName, variance_to_average
+from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import Activation
 from jaxnorm._types import AffineParams, RunningStats, wide_dtype
 
@@ -158,7 +158,7 @@ def _batch_norm(
     def training() -> tuple[jax.Array, RunningStats]:
         batch = call.moments()
         seen = call.counted(batch.n, RunningStats(batch.mean, batch.var), call.running)
-        return output(*seen), call.averaged(batch.n, RunningStats(batch.mean, variance_to_average(batch, unbiased)))
+        return output(*seen), call.averaged(batch.n, RunningStats(batch.mean, to_average(batch.var, batch.n, unbiased)))
 
     def inference() -> tuple[jax.Array, RunningStats]:
         return output(*call.running), call.state

@@ -16,9 +16,9 @@ from jaxnorm._axes import is_known, merge_axes, split_axis
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_size
 from jaxnorm._compiler import recomputed
-from jaxnorm._covariance import Covariances, covariances
+from jaxnorm._covariance import covariances
 from jaxnorm._inverse_root import inverse_root
-from jaxnorm._moments import AxisName
+from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import valid
 from jaxnorm._types import AffineParams, CovarianceStats
 
@@ -190,7 +190,7 @@ def _decorrelated_batch_norm(whole: BatchCall, *, group_size: int, unbiased: boo
     def training() -> tuple[jax.Array, CovarianceStats]:
         batch = covariances(call.x, call.axes, **call.pooling)
         seen = call.counted(batch.n, CovarianceStats(batch.mean, batch.cov), call.running)
-        new = call.averaged(batch.n, CovarianceStats(batch.mean, _cov_to_average(batch, unbiased)))
+        new = call.averaged(batch.n, CovarianceStats(batch.mean, to_average(batch.cov, batch.n, unbiased)))
         return whitened(*seen), new._replace(mean=merge_axes(new.mean, 0, whole.state.mean))
 
     def inference() -> tuple[jax.Array, CovarianceStats]:
@@ -212,10 +212,6 @@ def _in_groups(call: BatchCall, group_size: int) -> BatchCall:
         state=call.state._replace(mean=split_axis(call.state.mean, 0, groups)),
         channels=(axis, axis + 1),
     )
-
-
-def _cov_to_average(batch: Covariances, unbiased: bool) -> jax.Array:
-    return batch.cov * (batch.n / jnp.maximum(batch.n - 1, 1))[:, None, None] if unbiased else batch.cov
 
 
 def _whiten(call: BatchCall, mean: jax.Array, w: jax.Array) -> jax.Array:

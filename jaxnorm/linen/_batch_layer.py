@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxnorm._modules import BatchFunction, apply_batch_layer, compute_dtype, feature_shape, options_of
+from jaxnorm._modules import BatchFunction, apply_batch_layer, compute_dtype, feature_shape
 from jaxnorm._types import real_dtype, wide_dtype
-from jaxnorm.linen._affine import affine_params
+from jaxnorm.linen._norm_layer import affine_params, options_here
 
 
 class BatchLayer(nn.Module):
@@ -62,10 +62,6 @@ class BatchLayer(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
         new_spread = functools.partial(self.layer.new_spread, self, shape, real_dtype(mean_dtype))
         spread = self.variable("batch_stats", self.layer.spread, new_spread)
-        options = options_of(self.layer.function, self)
-        initializing = self.is_initializing()
-        if initializing:
-            options |= {"axis_name": None, "axis_index_groups": None}
         y, stats = apply_batch_layer(
             self.layer,
             params,
@@ -75,9 +71,9 @@ class BatchLayer(nn.Module):
             mask=mask,
             axis=self.axis,
             dtype=self.dtype,
-            **options,
+            **options_here(self.layer.function, self),
             **then,
         )
-        if stats is not None and not initializing:
+        if stats is not None and not self.is_initializing():
             mean.value, spread.value = stats
         return y

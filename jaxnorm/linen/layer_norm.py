@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxnorm._modules import apply_sample_layer, feature_shape, options_of
+from jaxnorm._modules import apply_sample_layer, feature_shape
 from jaxnorm._norm.sample import layer_norm
-from jaxnorm.linen._affine import affine_params
+from jaxnorm.linen._norm_layer import affine_params, options_here
 
 
 class LayerNorm(nn.Module):
@@ -79,7 +79,4 @@ class LayerNorm(nn.Module):
           TypeError: if x holds integers or bools.
         """
         params = affine_params(self, feature_shape(x, self.feature_axes, "feature_axes"))
-        options = options_of(layer_norm, self)
-        if self.is_initializing():
-            options |= {"axis_name": None, "axis_index_groups": None}
-        return apply_sample_layer(layer_norm, params, x, mask=mask, dtype=self.dtype, **options)
+        return apply_sample_layer(layer_norm, params, x, mask=mask, dtype=self.dtype, **options_here(layer_norm, self))

@@ -1,0 +1,21 @@
+"""What all norms share as `flax.linen` modules: scale and bias, and the function's options."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxnorm._modules import options_of
+from jaxnorm._types import AffineParams
+
+
+def affine_params(module: Any, shape: tuple[int, ...]) -> AffineParams:
+    """Returns the parameters `scale` and `bias` of a module with Flax's fields for them, of those that it uses."""
+    return AffineParams(
+        scale=module.param("scale", module.scale_init, shape, module.param_dtype) if module.use_scale else None,
+        bias=module.param("bias", module.bias_init, shape, module.param_dtype) if module.use_bias else None,
+    )
+
+
+def options_here(function: Callable[..., Any], module: Any) -> dict[str, Any]:
+    """Returns the options of a norm's function that the module has as fields; in initialization no mapped axis is bound."""
+    options = options_of(function, module)
+    return options | {"axis_name": None, "axis_index_groups": None} if module.is_initializing() else options
