@@ -152,7 +152,7 @@ def _keep_or_drop(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, jax.Array
 
 
 def _gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
-    noise = 1 + std * draw.numbers(standard_normal).astype(std.dtype)
+    noise = 1 + std * draw.numbers(functools.partial(standard_normal, dtype=std.dtype))
     if draw.packed and draw.bits == 32 and x.dtype != noise.dtype:
         # XLA for CPUs, as of jax 0.12, would walk all paths from the rounding below to the hash: minutes of compilation.
         noise = lax.optimization_barrier(noise)

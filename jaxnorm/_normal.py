@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 _LOW_31 = 0x7FFFFFFF
-_SIGN = 0x80000000
+_SIGN = np.uint32(0x80000000)
 _SQRT_HALF = 0x3F3504F3  # of float32, as an integer: mantissas are taken from [sqrt(1/2), sqrt(2))
 
 # z / x as a quotient of polynomials in w = -log(1 - x^2), where x = 2 Phi(z) - 1, for w from 0 to 22: by Lawson's iteration in
@@ -22,30 +22,33 @@ _LOG1P = (1.00000325, -0.500019651, 0.333032984, -0.248813395, 0.206046725, -0.1
 DEVIATION_OF_16_BITS = 0.99998986  # of the 65536 numbers that are made of 16 random bits, each in the middle of its interval
 
 
-def standard_normal(words: jax.Array) -> jax.Array:
-    """Returns a standard normal number in float32 for each uniform `uint32`, which decides it alone.
+def standard_normal(words: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Returns a standard normal number for each uniform `uint32`, which decides it alone.
 
     The lower 31 bits k are a tail probability `p = (k + 1/2) / 2^31` of both sides, `|z| = -Phi^-1(p / 2)`; the highest is the
     sign. So z reaches +-6.3, and its distribution is symmetric. `jax.random.normal` uses 23 bits, and an inverse error function
     whose two branches are both computed.
+
+    In float64 the polynomials are no closer to the inverse, but draws of one number agree to float64's rounding wherever they
+    are compiled: forward and backward see one noise, as a check of float64 gradients asks.
     """
     p = (lax.bitcast_convert_type(words & _LOW_31, jnp.int32).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-31)
-    w = _minus_log(p * (2 - p))
-    z = (1 - p) * _polynomial(_NUMERATOR, w) / _polynomial(_DENOMINATOR, w)
-    return lax.bitcast_convert_type(lax.bitcast_convert_type(z, jnp.uint32) | words & np.uint32(_SIGN), jnp.float32)
+    w = _minus_log(p * (2 - p), dtype)
+    z = (1 - p).astype(dtype) * _polynomial(_NUMERATOR, w) / _polynomial(_DENOMINATOR, w)
+    return jnp.where(words < _SIGN, z, -z)
 
 
-def _minus_log(x: jax.Array) -> jax.Array:
-    """Returns -log(x) for normal float32 numbers above 0, from exponent and mantissa."""
+def _minus_log(x: jax.Array, dtype: Any) -> jax.Array:
+    """Returns -log(x) for normal float32 numbers above 0, from exponent and mantissa, which are exact in either type."""
     integer = lax.bitcast_convert_type(x, jnp.int32)
     exponent = (integer - _SQRT_HALF) >> 23
-    m = lax.bitcast_convert_type(integer - (exponent << 23), jnp.float32) - 1
-    return exponent.astype(jnp.float32) * np.float32(-np.log(2)) - m * _polynomial(_LOG1P, m)
+    m = (lax.bitcast_convert_type(integer - (exponent << 23), jnp.float32) - 1).astype(dtype)
+    return exponent.astype(dtype) * np.asarray(-np.log(2), dtype) - m * _polynomial(_LOG1P, m)
 
 
 def _polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
     """Evaluates a polynomial by pairs (Estrin): a chain of three products, where Horner's rule has one of five."""
-    terms: list[Any] = [np.float32(c) for c in coefficients]
+    terms: list[Any] = [np.asarray(c, x.dtype) for c in coefficients]
     while len(terms) > 1:
         odd = terms[1::2]
         pairs = [low + high * x for low, high in zip(terms[::2], odd, strict=False)]

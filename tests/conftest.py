@@ -1,6 +1,7 @@
 """Configuration of every test: 8 CPU devices, key reuse is an error, no accidental promotion or broadcasting."""
 
 import importlib.util
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", _DEVICES)
     jax.config.update("jax_debug_key_reuse", True)
+    # Tests make functions of their own again and again whose programs are the same: most of them are compiled already.
+    cache = tempfile.TemporaryDirectory()
+    config.add_cleanup(cache.cleanup)
+    jax.config.update("jax_compilation_cache_dir", cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -50,6 +50,18 @@ def test_one_operation_after_the_other_gives_the_same_to_a_few_roundings() -> No
     assert (np.abs(np.asarray(standard_normal(words)) - oracles.normal_numbers(words)) <= 2e-6).all()
 
 
+def test_float64_differs_by_the_roundings_of_float32() -> None:
+    words = np.concatenate([edges(), tail_words()])
+    with jax.enable_x64(True):
+        wide = jax.jit(lambda words: standard_normal(words, jnp.float64))(words)
+        assert wide.dtype == jnp.float64
+        narrow = jax.jit(standard_normal)(words)
+        assert narrow.dtype == jnp.float32
+    wide, narrow = (np.asarray(z, np.float64) for z in (wide, narrow))
+    assert (np.abs(wide - narrow) <= 8e-7 * np.abs(narrow)).all()
+    assert (np.abs(wide - oracles.normal_numbers(words)) <= 3e-7 * np.abs(wide) + 8e-8).all()
+
+
 def test_oracle_is_the_quantile_of_both_tails() -> None:
     words = np.array([0, 1, 2**20, 2**30, 2**31 - 1], np.uint32)
     p = (words + 0.5) / 2**31
