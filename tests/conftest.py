@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiers import put_crossings_behind_slow
 
 _DEVICES = 8
 _JAX_DEFAULTS = ("training", "experiments")  # folders of tests in which arrays may promote, as in jax's defaults
@@ -49,6 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One process with an accelerator, whose memory the first one takes."""
     return 1 if _on_accelerator(config) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    put_crossings_behind_slow(items)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

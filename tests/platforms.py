@@ -1,14 +1,11 @@
 """The program that another platform would be given, run on the CPU: its numbers, where its speed can't be had."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import jax
 from jax import export
 
 
-def program_for(platform: str, function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """Returns what `function` is on a platform, traced with arguments like these, as a function that the CPU runs."""
-    program = export.export(jax.jit(function), platforms=(platform,))(*arguments)
-    return dataclasses.replace(program, platforms=("cpu",)).call
+def as_on(platform: str, program: export.Exported) -> export.Exported:
+    """Returns the exported program with the platform's part of it where the CPU's was, so that the CPU runs that one."""
+    swapped = {"cpu": platform, platform: "cpu"}
+    return dataclasses.replace(program, platforms=tuple(swapped.get(name, name) for name in program.platforms))

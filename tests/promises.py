@@ -82,7 +82,7 @@ def signature(tree: Any) -> Any:
 
 
 def finite(tree: Any) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
 
 
 def mesh(devices: int = 8) -> jax.sharding.Mesh:

@@ -2,7 +2,7 @@
 
 Programs take most of the time to compile, so one serves many promises: with the amounts as lanes under `vmap` it returns the
 output, the new state, the gradient and a forward derivative, and these are compared with eager calls, with finite differences in
-float64, with a scan, and with sharded and exported programs.
+float64, with a scan, and with sharded and exported programs. What is around the layer is NumPy's, which compiles nothing.
 """
 
 import functools
@@ -30,16 +30,23 @@ class Outcome(NamedTuple):
     through_the_state: Arguments
 
 
-def weights(y: jax.Array) -> jax.Array:
+def weights(y: jax.Array | np.ndarray) -> np.ndarray:
     """Uneven ones: of a norm's plain sum nearly all gradients vanish."""
-    return jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+    return np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype)
 
 
 def direction(varied: Arguments, amounts: tuple[str, ...]) -> Arguments:
     """A direction that moves every number but the amounts."""
-    moved = {name: value for name, value in varied.items() if name not in amounts}
-    along = jax.tree.map(lambda a: jnp.sin(1 + jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), moved)
-    return {**jax.tree.map(jnp.zeros_like, varied), **along}
+
+    def along(name: str, a: jax.Array) -> np.ndarray:
+        moved = np.zeros(a.size) if name in amounts else np.sin(1 + np.arange(a.size))
+        return moved.reshape(a.shape).astype(a.dtype)
+
+    return {name: jax.tree.map(functools.partial(along, name), value) for name, value in varied.items()}
+
+
+def stacked(lanes: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *lanes)
 
 
 class Row:
@@ -57,12 +64,12 @@ class Row:
 
     def lane(self, i: int, dtype: Any = jnp.float32) -> Arguments:
         """Arguments of a lane: its amounts, and an x of its own."""
-        arguments = self.case.arguments(dtype)
-        amounts = {name: jnp.asarray(values[i], jnp.float32) for name, values in self.case.amounts.items()}
+        arguments = jax.device_get(self.case.arguments(dtype))
+        amounts = {name: np.asarray(values[i], np.float32) for name, values in self.case.amounts.items()}
         return {**arguments, **amounts, "x": arguments["x"] * (1 + i) + i}
 
     def lanes(self, dtype: Any = jnp.float32) -> Arguments:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.lane(i, dtype) for i in range(LANES)))
+        return stacked([self.lane(i, dtype) for i in range(LANES)])
 
     def _split(self, arguments: Arguments) -> tuple[Arguments, Arguments]:
         """What is differentiated, the amounts too but for epsilon, and the rest."""
@@ -82,7 +89,7 @@ class Row:
         return Outcome(y, state, gradient, tangent, *through(jax.tree.map(jnp.ones_like, new)))
 
     def run(self, arguments: Arguments) -> Outcome:
-        return self._run(self.keys, arguments)
+        return jax.device_get(self._run(self.keys, arguments))
 
     def eager(self, i: int, arguments: Arguments) -> Any:
         return self.case(self.keys[i], arguments)
@@ -90,6 +97,12 @@ class Row:
     @functools.cached_property
     def outcome(self) -> Outcome:
         return self.run(self.lanes())
+
+    @functools.cached_property
+    def wide(self) -> Outcome:
+        """The outcome in float64."""
+        with jax.enable_x64(True):
+            return self.run(self.lanes(jnp.float64))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
@@ -125,43 +138,35 @@ def test_one_program_for_all_steps_and_amounts_gives_what_eager_calls_give(row: 
 def test_derivatives_are_finite_without_variance(row: Row) -> None:
     lanes = row.lanes()
     for value in (0, -11):
-        assert finite(row.run({**lanes, "x": jnp.full_like(lanes["x"], value)}))
+        assert finite(row.run({**lanes, "x": np.full_like(lanes["x"], value)}))
 
 
 def test_derivatives_in_both_modes_are_those_of_finite_differences(row: Row) -> None:
-    narrow = row.outcome
+    narrow, wide = row.outcome, row.wide
     for part in jax.tree.leaves((narrow.through_the_state, [narrow.gradient[n] for n in row.case.amounts if n != "epsilon"])):
-        np.testing.assert_array_equal(part, jnp.zeros_like(part))
+        np.testing.assert_array_equal(part, np.zeros_like(part))
+    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((wide.y, wide.state)))
+    step = 1e-5
     with jax.enable_x64(True):
-        lanes = row.lanes(jnp.float64)
-        varied, rest = row._split(lanes)
-        along = in_lanes_direction(row, varied)
-        step = 1e-5
-        outcome = row.run(lanes)
+        varied, rest = row._split(row.lanes(jnp.float64))
+        along = stacked([direction(in_lane(varied, i), tuple(row.case.amounts)) for i in range(LANES)])
         ahead, behind = (
             row.run({**rest, **jax.tree.map(lambda a, d, sign=sign: a + (sign * step * d).astype(a.dtype), varied, along)}).y
             for sign in (1, -1)
         )
-        assert outcome.y.dtype == jnp.float64
-        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(outcome.state))
-        for i in range(LANES):
-            difference = (ahead[i] - behind[i]) / (2 * step)
-            assert_equal_but_for_rounding(outcome.tangent[i], difference, 1e-6)
-            forward = jnp.vdot(weights(difference), outcome.tangent[i])
-            products = jax.tree.map(lambda g, d, i=i: jnp.vdot(g[i], d[i]).astype(jnp.float64), outcome.gradient, along)
-            size = sum(float(jnp.abs(product)) for product in jax.tree.leaves(products)) + 1e-6
-            reverse = sum(float(product) for product in jax.tree.leaves(products))
-            np.testing.assert_allclose(reverse, forward, rtol=0, atol=1e-9 * size)
-            wide = jax.tree.map(np.asarray, (in_lane(outcome, i), in_lane(narrow, i)))
-            assert_equal_but_for_rounding(wide[1], wide[0], 1e-4)
-            eager, _ = row.eager(i, in_lane(lanes, i))
-            assert_equal_but_for_rounding(outcome.y[i], eager, 1e-12)
+    for i in range(LANES):
+        difference = (ahead[i] - behind[i]) / (2 * step)
+        assert_equal_but_for_rounding(wide.tangent[i], difference, 1e-6)
+        forward = np.vdot(weights(difference), wide.tangent[i])
+        products = jax.tree.leaves(jax.tree.map(lambda g, d, i=i: float(np.vdot(g[i], d[i])), wide.gradient, along))
+        np.testing.assert_allclose(sum(products), forward, rtol=0, atol=1e-9 * (sum(map(abs, products)) + 1e-6))
+        assert_equal_but_for_rounding(in_lane(narrow, i), in_lane(wide, i), 1e-4)
 
 
 def test_every_amount_changes_what_the_layer_gives_or_is_said_not_to(row: Row) -> None:
     case, arguments = row.case, row.lane(1)
     for name, (lowest, _, highest) in case.amounts.items():
-        low, high = (case(row.keys[1], {**arguments, name: jnp.asarray(value, jnp.float32)}) for value in (lowest, highest))
+        low, high = (case(row.keys[1], {**arguments, name: np.asarray(value, np.float32)}) for value in (lowest, highest))
         changed = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), low, high)
         assert any(jax.tree.leaves(changed)) == (name not in case.idle), name
 
@@ -173,20 +178,14 @@ def test_every_key_draws_anew(row: Row) -> None:
 
 
 def test_float64_has_digits_that_float32_has_not(row: Row) -> None:
-    with jax.enable_x64(True):
-        y, state = row.eager(1, row.lane(1, jnp.float64))
-        new = jax.tree.leaves(state) if row.case.options.get("train") else []
-        assert all(bool(jnp.any(part != part.astype(jnp.float32).astype(part.dtype))) for part in (y, *new))
-
-
-def in_lanes_direction(row: Row, varied: Arguments) -> Arguments:
-    return jax.vmap(lambda varied: direction(varied, tuple(row.case.amounts)))(varied)
+    new = jax.tree.leaves(row.wide.state) if row.case.options.get("train") else []
+    assert all(np.any(part[1] != np.float32(part[1])) for part in (row.wide.y, *new))
 
 
 def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
     case = row.case
     start = row.lane(1)
-    xs = jnp.stack([start["x"], 2 - start["x"]])
+    xs = np.stack([start["x"], 2 - start["x"]])
 
     def step(state: Any, key_and_x: Any) -> Any:
         y, state = case(key_and_x[0], {**start, "x": key_and_x[1], **({"state": state} if case.is_stateful else {})})
@@ -206,15 +205,16 @@ def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
     assert_equal_but_for_rounding(gradient[0], row.outcome.gradient["x"][1], 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
-def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -> None:
-    arguments = row.case.arguments(dtype)
-    y, state = row.case(new_key(), arguments)
-    expected, expected_state = row.case(new_key(), {**arguments, "x": arguments["x"].astype(jnp.float32)})
-    assert y.dtype == dtype
-    np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
-    assert np.mean(np.asarray(y == expected.astype(dtype))) > 0.98
-    assert_equal_but_for_rounding(state, expected_state)
+def test_half_precision_is_single_precision_rounded_once(row: Row) -> None:
+    run = jax.jit(row.case.__call__)
+    for dtype in (jnp.float16, jnp.bfloat16):
+        arguments = row.lane(1, dtype)
+        y, state = jax.device_get(run(row.keys[1], arguments))
+        expected, expected_state = jax.device_get(row.eager(1, {**arguments, "x": arguments["x"].astype(np.float32)}))
+        assert y.dtype == dtype
+        np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+        assert np.mean(y == expected.astype(dtype)) > 0.98
+        assert_equal_but_for_rounding(state, expected_state)
 
 
 def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> None:
@@ -249,7 +249,7 @@ def test_bad_input_is_refused(row: Row) -> None:
     arguments = row.case.arguments()
     for dtype in (jnp.int32, jnp.uint8, bool):
         with pytest.raises(TypeError, match=f"x must be .*{np.dtype(dtype).name}"):
-            row.case(new_key(), {**arguments, "x": jnp.ones(arguments["x"].shape, dtype)})
+            row.case(new_key(), {**arguments, "x": np.ones(arguments["x"].shape, dtype)})
     if not row.case.takes_complex:
         with pytest.raises(TypeError, match="x must be real, got complex64"):
             row.case(new_key(), {**arguments, "x": data(dtype=jnp.complex64)})

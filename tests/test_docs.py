@@ -58,6 +58,7 @@ def test_there_is_a_notebook() -> None:
     assert NOTEBOOKS, "notebooks/ holds no notebook"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_and_hold_their_outputs(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
