@@ -1,6 +1,9 @@
 """Batch norm and dropout for JAX: pure functions of `(key, params, state, x)`.
 
 `jaxnorm.linen` and `jaxnorm.nnx` wrap them for Flax, `jaxnorm.training` trains with them.
+
+Every transformation of jax takes them but `jax.experimental.jet`, which has no rules for custom derivatives, checkpoints and
+barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nest `jax.jvp`.
 """
 
 from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled

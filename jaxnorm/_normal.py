@@ -35,7 +35,10 @@ def standard_normal(words: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     p = (lax.bitcast_convert_type(words & _LOW_31, jnp.int32).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-31)
     w = _minus_log(p * (2 - p), dtype)
     z = (1 - p).astype(dtype) * _polynomial(_NUMERATOR, w) / _polynomial(_DENOMINATOR, w)
-    return jnp.where(words < _SIGN, z, -z)
+    # No selection: with one, XLA for CPUs keeps the numbers of a chain of layers for their gradients.
+    bits = jnp.uint32 if z.dtype == jnp.float32 else jnp.uint64
+    sign = (words & _SIGN).astype(bits) << np.asarray(8 * z.dtype.itemsize - 32, bits)
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(z, bits) | sign, z.dtype)
 
 
 def _minus_log(x: jax.Array, dtype: Any) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Arguments, Case
+from cases import CASES, Arguments, Case
 from jax.test_util import check_grads
 from promises import (
     assert_equal_but_for_rounding,
@@ -26,6 +26,8 @@ from promises import (
 )
 
 import jaxnorm
+
+FIRST_OF_ITS_FUNCTION = {case.function: case for case in reversed(CASES)}
 
 
 @each
@@ -84,11 +86,12 @@ def test_static_limits_have_finite_gradients_in_both_modes(case: Case) -> None:
 
 
 @each
-def test_gradients_up_to_order_three_in_float64(case: Case) -> None:
+def test_gradients_of_higher_orders_in_float64(case: Case) -> None:
+    order = 3 if case is FIRST_OF_ITS_FUNCTION[case.function] else 2
     with jax.enable_x64(True):
         varied, rest = varied_and_rest(case.arguments(jnp.float64))
         f = jax.jit(lambda varied: loss(case, new_key(), {**rest, **varied}))
-        check_grads(f, (varied,), order=3, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+        check_grads(f, (varied,), order=order, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
 
 
 @each

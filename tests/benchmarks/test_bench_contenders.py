@@ -1,5 +1,6 @@
 """The contenders of every row do the same work: the same results where they are deterministic, the same kind where not."""
 
+import functools
 from typing import Any
 
 import jax
@@ -13,16 +14,17 @@ from jaxnorm.benchmarks._layer import RATE
 from jaxnorm.benchmarks._rows import Case, Row, row_named
 
 SHAPE = (8, 2, 3, 4)  # of different sizes, so that no axis is taken for another
+later = functools.partial(pytest.param, marks=pytest.mark.slow)
 DETERMINISTIC = (
     "batch_norm",
-    "batch_norm_inference",
-    "batch_norm_relu",
-    "batch_norm_masked",
+    later("batch_norm_inference"),
+    later("batch_norm_relu"),
+    later("batch_norm_masked"),
     "batch_norm_channels_first",
-    "sync_batch_norm",
+    later("sync_batch_norm"),
     "layer_norm",
 )
-RANDOM = ("dropout", "gaussian_dropout", "uniform_dropout")
+RANDOM = ("dropout", later("gaussian_dropout"), later("uniform_dropout"))
 
 # The libraries warn of things that are theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -207,7 +207,7 @@ def test_gradient_equals_the_analytic_one(mean: float, masked: bool) -> None:
             assert_allclose(got, right, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "where"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["all", "where"])
 def test_gradients_of_complex_numbers(masked: bool) -> None:
     with jax.enable_x64(True):
         params, state = init_batch_norm(3, param_dtype=jnp.float64, dtype=jnp.complex128)
