@@ -197,7 +197,7 @@ def test_lanes_of_vmap_are_exact_each_from_its_own_guess() -> None:
     assert_allclose(got.var, var[:, 0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("near", [0.0, 1e4], ids=["near", "far"])
+@pytest.mark.parametrize("near", [pytest.param(0.0, marks=pytest.mark.slow), 1e4], ids=["near", "far"])
 def test_gradients_in_both_modes_through_both_branches(near: float) -> None:
     with jax.enable_x64(True):
         x, where = data((6, 4, 3), jnp.float64), counted((6, 4, 3))

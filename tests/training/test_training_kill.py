@@ -13,6 +13,7 @@ import pytest
 import jaxnorm
 from jaxnorm.training import latest_step
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "killed_run.py"
 ENVIRONMENT = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -44,7 +45,7 @@ def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
         assert (a[name].dtype, a[name].shape, a[name].tobytes()) == (b[name].dtype, b[name].shape, b[name].tobytes()), name
 
 
-@pytest.fixture(scope="module", params=["function", pytest.param("iterator", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["function", "iterator"])
 def straight(request, tmp_path_factory):
     """The result of a run of each kind that nothing stopped."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -74,7 +75,6 @@ def test_killed_again_and_again_it_ends_as_if_it_had_never_stopped(straight, tmp
     assert sorted(p.name for p in folder.iterdir()) == ["18", "20"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3, 240, 24))
 def test_killed_before_any_operation_on_a_file(number, straight, tmp_path):
     kind, expected = straight
@@ -86,7 +86,6 @@ def test_killed_before_any_operation_on_a_file(number, straight, tmp_path):
     assert_equal(result_of(result), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(4))
 def test_killed_from_outside_at_any_time(attempt, straight, tmp_path):
     kind, expected = straight
