@@ -227,6 +227,15 @@ def test_divided_features_are_pooled_by_their_counts(masked: bool) -> None:
         assert_allclose(part, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_groups_of_parts_are_normalized_apart() -> None:
+    groups = [[0, 3], [1, 2]]
+    x = jnp.asarray(normal((4, 6, 5), 3.0)) * jnp.asarray([1.0, 2, 3, 4])[:, None, None]
+    y = jax.vmap(lambda x: layer_norm(NONE, x, axis_name="d", axis_index_groups=groups), axis_name="d")(x)
+    for group in groups:
+        whole = layer_norm(NONE, jnp.concatenate([x[i] for i in group], -1))
+        assert_allclose(jnp.concatenate([y[i] for i in group], -1), whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d"), P(None, None, "d")], ids=["batch", "time", "features"])
 def test_sharded_arrays_of_either_kind_of_axis(axis_type: AxisType, spec: P) -> None:
