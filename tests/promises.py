@@ -55,10 +55,14 @@ def compiled_gradient(case: Case) -> Callable[[jax.Array, Arguments, Arguments],
     return jax.jit(jax.grad(lambda varied, key, rest: loss(case, key, {**rest, **varied})))
 
 
+def weights(y: jax.Array | np.ndarray) -> np.ndarray:
+    """Uneven ones: of a norm's plain sum nearly all gradients vanish."""
+    return np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype)
+
+
 def loss(case: Case, key: jax.Array, arguments: Arguments) -> jax.Array:
-    """A sum with uneven weights: of a norm's plain sum nearly all gradients vanish."""
     y, _ = case(key, arguments)
-    return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+    return jnp.sum(y * weights(y))
 
 
 def assert_equal_but_for_rounding(got: Any, expected: Any, tolerance: float = 3e-6) -> None:

@@ -15,7 +15,7 @@ import pytest
 from cases import CASES, Arguments, Case, data
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from promises import assert_equal_but_for_rounding, finite, mesh, new_key, signature, specs, varied_and_rest
+from promises import assert_equal_but_for_rounding, finite, mesh, new_key, signature, specs, varied_and_rest, weights
 
 LANES = 3
 
@@ -28,11 +28,6 @@ class Outcome(NamedTuple):
     gradient: Arguments
     tangent: jax.Array
     through_the_state: Arguments
-
-
-def weights(y: jax.Array | np.ndarray) -> np.ndarray:
-    """Uneven ones: of a norm's plain sum nearly all gradients vanish."""
-    return np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype)
 
 
 def direction(varied: Arguments, amounts: tuple[str, ...]) -> Arguments:
@@ -178,6 +173,11 @@ def test_every_key_draws_anew(row: Row) -> None:
 
 
 def test_float64_has_digits_that_float32_has_not(row: Row) -> None:
+    with jax.enable_x64(True):
+        lanes = row.lanes(jnp.float64)
+        for i in range(LANES):
+            y, _ = row.eager(i, in_lane(lanes, i))
+            assert_equal_but_for_rounding(row.wide.y[i], y, 1e-12)
     new = jax.tree.leaves(row.wide.state) if row.case.options.get("train") else []
     assert all(np.any(part[1] != np.float32(part[1])) for part in (row.wide.y, *new))
 

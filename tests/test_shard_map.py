@@ -18,6 +18,7 @@ from promises import (
     new_key,
     specs,
     varied_and_rest,
+    weights,
 )
 
 
@@ -27,7 +28,6 @@ from promises import (
 def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool, devices: int) -> None:
     arguments = case.arguments()
     varied, rest = varied_and_rest(arguments)
-    weights = jnp.cos(jnp.arange(arguments["x"].size, dtype=jnp.float32)).reshape(arguments["x"].shape)
     sharded = jax.shard_map(
         lambda arguments: case(new_key(), arguments, axis_name="d"),
         mesh=mesh(devices),
@@ -39,7 +39,7 @@ def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool,
     def f(call: Callable[[Arguments], Any]) -> Any:
         def total(varied: Arguments) -> Any:
             y, state = call({**rest, **varied})
-            return jnp.sum(y * weights), (y, state)
+            return jnp.sum(y * weights(y)), (y, state)
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))(varied)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, Arguments, Case
+from jax import export
 from jax.test_util import check_grads
 from promises import (
     assert_equal_but_for_rounding,
@@ -223,6 +224,17 @@ def test_eval_shape_and_ahead_of_time_compilation(case: Case) -> None:
     assert jax.tree.map(lambda a: (a.shape, a.dtype), shapes) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
     ahead = compiled(case).lower(new_key(), arguments).compile()
     chex.assert_trees_all_equal(ahead(new_key(), arguments), expected)
+
+
+@each
+def test_export_lowers_for_cpu_cuda_and_tpu(case: Case) -> None:
+    arguments = case.arguments()
+    traced, fixed = varied_and_rest(arguments)
+    function = jax.jit(lambda key_data, traced: case(jax.random.wrap_key_data(key_data), {**fixed, **traced}))
+    exported = export.export(function, platforms=("cpu", "cuda", "tpu"))(jax.random.key_data(new_key()), traced)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    result = exported.call(jax.random.key_data(new_key()), traced)
+    chex.assert_trees_all_close(result, case(new_key(), arguments), rtol=3e-6, atol=3e-6)
 
 
 @each

@@ -6,12 +6,14 @@ from itertools import chain
 
 import pytest
 
+APART = ("slow", "accelerator")
+
 
 def put_crossings_behind_slow(items: list[pytest.Item]) -> None:
-    """Marks as slow what brings no value of a parameter that the combinations before it had not."""
+    """Marks as slow all but a covering part of a test's combinations, unless a marker keeps the test for another run anyway."""
     tests = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not any(map(item.get_closest_marker, APART)):
             tests[item.path, item.originalname].append(item)
     for combinations in tests.values():
         first = covering([_values(item) for item in combinations])
