@@ -36,9 +36,10 @@ def standard_normal(words: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     w = _minus_log(p * (2 - p), dtype)
     z = (1 - p).astype(dtype) * _polynomial(_NUMERATOR, w) / _polynomial(_DENOMINATOR, w)
     # No selection: with one, XLA for CPUs keeps the numbers of a chain of layers for their gradients.
-    bits = jnp.uint32 if z.dtype == jnp.float32 else jnp.uint64
-    sign = (words & _SIGN).astype(bits) << np.asarray(8 * z.dtype.itemsize - 32, bits)
-    return lax.bitcast_convert_type(lax.bitcast_convert_type(z, bits) | sign, z.dtype)
+    sign = words & _SIGN
+    if z.dtype == jnp.float64:
+        sign = sign.astype(jnp.uint64) << np.uint64(32)
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(z, sign.dtype) | sign, z.dtype)
 
 
 def _minus_log(x: jax.Array, dtype: Any) -> jax.Array:
