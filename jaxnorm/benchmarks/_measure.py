@@ -2,6 +2,7 @@
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -63,15 +64,16 @@ class Timing(NamedTuple):
 def interleave(
     programs: Mapping[str, Program], rounds: Rounds, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Timing]:
-    """Returns the times of programs that run in turns: A B C A B C and so on."""
+    """Returns the times of programs that run in turns, each once a round: A B C, C A B, and so on."""
     calls = dict.fromkeys(programs, 1)
     samples: dict[str, list[float]] = {name: [] for name in programs}
+    order = random.Random(0)  # which leaves the caches to each of the others
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds.warmups + rounds.counted):
-            for name, program in programs.items():
+            for name, program in order.sample(list(programs.items()), len(programs)):
                 seconds = _sample(program, calls[name], clock, queued=rounds.queued)
                 if number >= rounds.warmups:
                     samples[name].append(seconds)

@@ -12,9 +12,9 @@ from jaxnorm.experiments._report import Results, markdown_table, print_tables
 
 _HEADING = "jaxnorm beside other libraries"
 _HOW_TO_READ = """\
-All contenders of a row do the same work on the same random numbers, in one process and in turns (A B C A B C ...); a figure is
-the median over the rounds. Those on jax are compiled, with all inputs as arguments; PyTorch runs eagerly, as it comes. Memory is
-used again and not given back to the system between calls, since fresh memory costs more than arithmetic does.
+All contenders of a row do the same work on the same random numbers, in one process and in turns: each once a round, in a random
+order. A figure is the median over the rounds. Those on jax are compiled, with all inputs as arguments; PyTorch runs eagerly, as
+it comes. Memory is used again and not given back to the system between calls, since fresh memory costs more than arithmetic does.
 
 - *Plain pass*: `x * c` and its gradient, or `x * c` alone for inference: what reading and writing the array once costs. Networks
   are compared with the same network without the layer. A number in parentheses says how many times as fast as Flax linen a

@@ -1,7 +1,9 @@
 """batch_norm against the oracle, where rounding, axes, epsilon and offsets could go wrong."""
 
+import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -296,3 +298,20 @@ def test_eager_and_compiled_training_have_no_collective_and_no_concatenation() -
     params, state = parameters(3)
     text = compiled.lower(params, state, data((8, 3)), train=True).compile().as_text()
     assert not any(op in text for op in (" all-reduce(", " concatenate(", " all-gather("))
+
+
+def test_inference_compiles_to_the_program_of_flax() -> None:
+    """Operation for operation: where the two take different times, that is noise."""
+    params, state = parameters(3)
+    layer = nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=jnp.bfloat16)
+    variables = {"params": params._asdict(), "batch_stats": state._asdict()}
+    x = data((8, 3)).astype(jnp.bfloat16)
+    ours = jax.jit(lambda params, state, x: batch_norm(params, state, x, train=False)[0]).lower(params, state, x)
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = jax.jit(lambda variables, x: layer.apply(variables, x)).lower(variables, x)
+
+    def operations(lowered: jax.stages.Lowered) -> list[str]:
+        return sorted(re.findall(r" = (\S+ [a-z-]+)\(", lowered.compile().as_text()))
+
+    assert operations(ours) == operations(theirs)
+    assert any(" fusion" in operation for operation in operations(ours))
