@@ -7,11 +7,10 @@ The sums are those of `x - shift` and of its square, for a shift that is there b
 nothing, are taken together with whatever makes x, and over several devices in one collective. The variance
 `E|x - shift|^2 - |mean - shift|^2` loses digits where the shift is many deviations from the mean: there, in a branch that
 training leaves aside once the running mean is near, they are summed again around the mean. Without such a shift the mean is
-summed first, and the squares around it: that waits, but nothing branches.
+summed first: that waits, but nothing branches.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import reshard
 
-from jaxnorm._axes import count_of, explicit_sharding, in_parts, is_known, shared_sharding
+from jaxnorm._axes import count_of, in_parts, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype
 
@@ -30,7 +29,6 @@ AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
 
 _FAR = 4  # variances in the square of the distance from shift to mean: that costs 2 of the variance's 24 binary digits
-_FEW = 4096  # elements of which the first is at most 64 deviations from the mean: that costs 6 of the mean's binary digits
 _TRIES = 4  # after a shift that tells nothing: around 0, around the mean, and around what that was rounded by, twice
 
 
@@ -143,50 +141,25 @@ def _mean_and_var_jvp(axes: tuple[int, ...], derived: bool, primals: Any, tangen
 def _in_two_passes(
     x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...], derived: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance, summed one after the other.
+    """Returns mean and variance: a mean that is rounded, as large sums are, and what is summed around it, which corrects both.
 
-    Alone, and together with what normalizes, the sums of a row are one loop for a CPU, which shares `x - mean`. Where they are
+    Alone, and together with what normalizes, the sums of a row are one loop for a CPU, which shares `x - shift`. Where they are
     `derived`, it would go to memory for that.
     """
     # Without the reduced axes, which the compiler's pattern for such a loop is without too.
     n = jnp.squeeze(n, axes)
-    shift = _one_of_them(x, where, n, axes)
+    wide = x.astype(wide_dtype(x.dtype))
 
     def mean_of(x: jax.Array) -> jax.Array:
         return jnp.sum(select(where, x), axes) / n.astype(x.dtype)
 
-    def centered(mean: jax.Array) -> jax.Array:
-        return x.astype(mean.dtype) - jnp.expand_dims(mean, axes)
+    def around(shift: jax.Array) -> jax.Array:
+        return wide - jnp.expand_dims(shift, axes)
 
-    offset = mean_of(centered(shift))
-    mean = shift + offset
-    rounded_off = offset - (mean - shift)
-    var = mean_of(abs_square(centered(unshared(mean, 3) if derived else mean))) - abs_square(rounded_off)
-    return jnp.expand_dims(mean, axes), jnp.expand_dims(var, axes)
-
-
-def _one_of_them(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Returns a number within the range of what is counted, for each position: a shift beside which no mean loses its digits.
-
-    A mean that was rounded is one. So is an element, at most `sqrt(n)` deviations from the mean. A CPU takes the first
-    of few: it is there without a sum. Other compilers fuse less where one is sliced away.
-    """
-
-    def first(x: jax.Array) -> jax.Array:
-        for axis in reversed(axes):
-            x = lax.index_in_dim(x, 0, axis, keepdims=False)
-        return x.astype(wide_dtype(x.dtype))
-
-    def rounded_mean(x: jax.Array) -> jax.Array:
-        wide = wide_dtype(x.dtype)  # each divided by n before it is summed, so that no finite numbers overflow
-        return jnp.sum(select(where, x.astype(wide)) * jnp.expand_dims(1 / n, axes).astype(wide), axes)
-
-    sizes, sharding = [x.shape[axis] for axis in axes], explicit_sharding(x)
-    few = all(map(is_known, sizes)) and 0 < math.prod(sizes) <= _FEW
-    divided = sharding is not None and any(sharding.spec[axis] is not None for axis in axes)
-    if where is None and few and not divided:
-        return lax.platform_dependent(x, cpu=first, default=rounded_mean)
-    return rounded_mean(x)
+    shift = mean_of(wide)
+    offset = mean_of(around(shift))
+    var = mean_of(abs_square(around(unshared(shift, 3) if derived else shift))) - abs_square(offset)
+    return jnp.expand_dims(shift + offset, axes), jnp.expand_dims(var, axes)
 
 
 class Sums(NamedTuple):
