@@ -13,6 +13,7 @@ _COLORS = {OURS: picture.BLUE, PEER: "#c4c4c4", BASELINE: picture.BLACK}
 _LINES = {OURS: picture.BLUE, PEER: picture.VERMILION, BASELINE: picture.BLACK}
 _ACROSS = 3
 _WIDTH, _PANEL, _BAR, _CURVES = 16.0, 1.4, 0.3, 4.5  # inches; of a panel of bars without them, a bar, a panel of curves
+_LABEL = 16  # letters beside a bar, above which they take two lines
 _SMALL_PRINT: Any = {"fontsize": 10.5, "color": picture.GRAY, "x": 0.01, "ha": "left"}
 
 
@@ -62,7 +63,9 @@ def _draw_panel(axes: Any, case: Result) -> None:
     for y, ratio in enumerate(ratios):
         text = axes.text(ratio + 0.02 * max(ratios), y, format_number(ratio), va="center", fontsize=10.5)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    axes.set_yticks(range(len(contenders)), [one["name"] for one in contenders])
+    names = (one["name"] for one in contenders)
+    labels = [name.replace(", ", ",\n") if len(name) > _LABEL else name for name in names]
+    axes.set_yticks(range(len(contenders)), labels, linespacing=0.9)
     for label, one in zip(axes.get_yticklabels(), contenders, strict=True):
         label.set(color=picture.BLUE if one["role"] == OURS else picture.BLACK)
     axes.grid(axis="y", visible=False)
