@@ -205,16 +205,15 @@ def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
     assert_equal_but_for_rounding(gradient[0], row.outcome.gradient["x"][1], 1e-5)
 
 
-def test_half_precision_is_single_precision_rounded_once(row: Row) -> None:
-    run = jax.jit(row.case.__call__)
-    for dtype in (jnp.float16, jnp.bfloat16):
-        arguments = row.lane(1, dtype)
-        y, state = jax.device_get(run(row.keys[1], arguments))
-        expected, expected_state = jax.device_get(row.eager(1, {**arguments, "x": arguments["x"].astype(np.float32)}))
-        assert y.dtype == dtype
-        np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
-        assert np.mean(y == expected.astype(dtype)) > 0.98
-        assert_equal_but_for_rounding(state, expected_state)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -> None:
+    arguments = row.lane(1, dtype)
+    y, state = jax.device_get(jax.jit(row.case.__call__)(row.keys[1], arguments))
+    expected, expected_state = jax.device_get(row.eager(1, {**arguments, "x": arguments["x"].astype(np.float32)}))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+    assert np.mean(y == expected.astype(dtype)) > 0.98
+    assert_equal_but_for_rounding(state, expected_state)
 
 
 def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> None:
