@@ -123,7 +123,8 @@ def norm(
     return lambda x: Layer(apply, *init(x.shape[-1]), channels_first=channels_first)
 
 
-def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+def layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    """Returns a layer norm."""
     return Layer(
         lambda key, params, state, x: (jaxnorm.layer_norm(params, x, epsilon=EPSILON), state),
         jaxnorm.init_layer_norm(x.shape[-1]),
@@ -186,7 +187,7 @@ _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
 _RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
 _MASKED_NORM = {"jaxnorm": with_mask(norm())}
 _DECORRELATED = {"jaxnorm": norm(jaxnorm.decorrelated_batch_norm, jaxnorm.init_decorrelated_batch_norm)}
-_LAYER_NORM = {"jaxnorm": _layer_norm}
+_LAYER_NORM = {"jaxnorm": layer_norm}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 
 # fmt: off

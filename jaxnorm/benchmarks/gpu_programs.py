@@ -26,7 +26,7 @@ from jaxnorm.benchmarks._gpu_compiler import compile_for_h200, connect_compiler
 from jaxnorm.benchmarks._gpu_kernels import Program
 from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, with_gradient, with_relu
 from jaxnorm.benchmarks._peers import linen
-from jaxnorm.benchmarks._rows import noise, norm
+from jaxnorm.benchmarks._rows import layer_norm, noise, norm
 from jaxnorm.experiments._report import Results, Table, WriteError, make_folder, markdown_table, print_tables
 
 SHAPE = (64, 56, 56, 256)
@@ -82,6 +82,7 @@ LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "batch norm, inference": {"jaxnorm": norm(train=False), "flax linen": partial(linen.batch_norm, train=False)},
     "batch norm and ReLU": {"jaxnorm": norm(activation=jax.nn.relu), "flax linen": with_relu(linen.batch_norm)},
     "batch norm with where": {"jaxnorm": _norm_where, "flax linen": _linen_norm_where},
+    "layer norm": {"jaxnorm": layer_norm, **linen.LAYERS["layer_norm"]},
 }
 """Makers of layers for an x of a shape and dtype, by what they are and whose they are."""
 

@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxnorm import AffineParams, CovarianceStats, RunningStats, batch_norm, decorrelated_batch_norm, init_decorrelated_batch_norm
+from jaxnorm._covariance import covariances
 from jaxnorm._inverse_root import inverse_root
 
 NONE = AffineParams(None, None)
@@ -34,6 +35,23 @@ def correlated(shape: tuple[int, ...], mean: Any = 0.0, seed: int = 0) -> np.nda
     random = np.random.default_rng(seed)
     mixing = random.normal(size=(shape[-1], shape[-1])) + np.eye(shape[-1])
     return (random.normal(size=shape) @ mixing + mean).astype(np.float32)
+
+
+def test_the_derivative_of_a_covariance_is_a_covariance() -> None:
+    """Symmetric by itself, and not only where a root is taken of it."""
+    x = jnp.asarray(correlated((7, 2, 3), 5.0))
+    counts = counted((7, 1, 3))[..., :1]
+
+    def plain(x: jax.Array) -> jax.Array:
+        weight = counts.astype(x.dtype) / jnp.sum(counts, dtype=x.dtype)
+        centered = x - jnp.sum(weight * x, 0, keepdims=True)
+        return jnp.einsum("nga,ngb->gab", weight * centered, centered)
+
+    def ours(x: jax.Array) -> jax.Array:
+        return covariances(x, (0,), near=jnp.zeros((2, 3)), where=counts).cov
+
+    for got, expected in zip(jax.jvp(ours, (x,), (x**2,)), jax.jvp(plain, (x,), (x**2,)), strict=True):
+        assert_allclose(got, expected, rtol=2e-5, atol=1e-5 * np.max(np.abs(expected)))
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "infer"])
