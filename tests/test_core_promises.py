@@ -136,6 +136,20 @@ def test_derivatives_are_finite_without_variance(row: Row) -> None:
         assert finite(row.run({**lanes, "x": np.full_like(lanes["x"], value)}))
 
 
+def test_what_is_not_finite_and_does_not_count_reaches_nothing(row: Row) -> None:
+    lanes = row.lanes()
+    if "where" not in lanes:
+        return
+    counts = np.broadcast_to(lanes["where"], lanes["x"].shape)
+    assert not counts.all()
+    spoiled, others = (row.run({**lanes, "x": np.where(counts, lanes["x"], bad).astype(np.float32)}) for bad in (np.nan, -np.inf))
+    assert finite(spoiled)
+    jax.tree.map(np.testing.assert_array_equal, spoiled, others)
+    np.testing.assert_array_equal(spoiled.gradient["x"][~counts], 0)
+    expected = np.where(counts, row.outcome.y, spoiled.y)
+    assert_equal_but_for_rounding((spoiled.y, spoiled.state), (expected, row.outcome.state))
+
+
 def test_derivatives_in_both_modes_are_those_of_finite_differences(row: Row) -> None:
     narrow, wide = row.outcome, row.wide
     for part in jax.tree.leaves((narrow.through_the_state, [narrow.gradient[n] for n in row.case.amounts if n != "epsilon"])):

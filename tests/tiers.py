@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from itertools import chain
+from itertools import chain, permutations
 
 import pytest
 
@@ -23,18 +23,21 @@ def put_crossings_behind_slow(items: list[pytest.Item]) -> None:
 
 
 def covering(combinations: Sequence[set[Hashable]]) -> set[int]:
-    """Returns the positions of few combinations in which every value occurs, all of them about as often."""
+    """Returns the positions of few combinations in which every value occurs, about as often as others, with many others."""
     occurred: Counter[Hashable] = Counter(dict.fromkeys(chain(*combinations), 0))
+    pairs = [set(map(frozenset, permutations(combination, 2))) for combination in combinations]
+    together: set[frozenset[Hashable]] = set()
     chosen: set[int] = set()
 
-    def gain(i: int) -> tuple[int, int]:
+    def gain(i: int) -> tuple[int, int, int]:
         counts = [occurred[value] for value in combinations[i]]
-        return counts.count(0), -sum(counts)
+        return counts.count(0), len(pairs[i] - together), -sum(counts)
 
     while 0 in occurred.values():
         best = max((i for i in range(len(combinations)) if i not in chosen), key=gain)
         chosen.add(best)
         occurred.update(combinations[best])
+        together |= pairs[best]
     return chosen
 
 

@@ -76,7 +76,10 @@ def parse_launches(sequence: str, metadata: str) -> dict[str, Launch]:
 
 
 def parse_kernels(hlo: str, launches: Mapping[str, Launch], rotations: Mapping[str, int]) -> list[Kernel]:
-    """Returns the kernels of a compiled program, in order, from its HLO and what is known of its launches and kernels."""
+    """Returns the kernels of a compiled program, in order, from its HLO and what is known of its launches and kernels.
+
+    Those of branches are left out: whether they run, no program tells.
+    """
     computations, entry_name = parse_computations(hlo)
     entry = computations[entry_name]
     shapes = {instruction.name: instruction.shape for instruction in entry}
@@ -127,7 +130,7 @@ class _Array(NamedTuple):
 
 
 _MAIN_SHARE = 16
-_NO_KERNEL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "partition-id", "after-all"}
+_NO_KERNEL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "partition-id", "after-all", "conditional"}
 _READS_ALL = {"reduce", "reduce-window", "dot", "convolution", "sort", "scatter"}
 
 

@@ -38,7 +38,8 @@ _HOW_TO_READ = """\
 x is {shape}. *Main kernels* read or write at least a sixteenth as many elements; *reductions* are those that sum, into one array
 or *into several* at once, the others work element by element. *Tiny kernels* are the rest. *Passes*: what the main kernels read
 and write, in arrays of x's size. *Rotations*: those in Threefry's rounds for each 4 elements of an output, in the kernel with
-most; a block of 64 bits takes 20 (Philox multiplies instead). *Temporaries*: what is allocated beside inputs and outputs."""
+most; a block of 64 bits takes 20 (Philox multiplies instead). *Temporaries*: what is allocated beside inputs and outputs. What
+stands in a branch is not counted: of our batch norm another sum, for steps whose running mean is far from the batch's."""
 
 
 def _norm_where(x: jax.ShapeDtypeStruct) -> Layer:
