@@ -21,23 +21,12 @@ class BatchRenorm(BatchLayer):
     For limits that follow a schedule, give the fields traced scalars inside the jitted step.
 
     Attributes:
-      use_running_average: whether to use the running statistics (inference) or those of the batch, and average them; here or in
-        the call.
-      axis: the axis of the features, or several; their sizes in ascending order are the shape of parameters and statistics.
-      momentum: weight of the old statistics in the running averages, a number or a traced scalar.
-      epsilon: added to the variance, a number or a traced scalar.
-      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters.
-      param_dtype: type of scale and bias.
-      use_bias: whether there is a bias.
-      use_scale: whether there is a scale.
-      bias_init: initializer of the bias.
-      scale_init: initializer of the scale.
-      axis_name: name or names of mapped axes over which the statistics are pooled.
-      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
       r_max: the largest factor between the batch's deviation and the running one that is corrected, at least 1; a number or a
         traced scalar.
       d_max: the largest distance between the batch's mean and the running one that is corrected, in running deviations, at least
         0; a number or a traced scalar.
+      use_running_average, axis, momentum, epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, axis_name,
+        axis_index_groups: as in `BatchNorm`.
 
     References:
       Ioffe, "Batch renormalization: towards reducing minibatch dependence in batch-normalized models", NIPS 2017,

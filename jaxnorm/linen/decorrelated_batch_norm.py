@@ -18,21 +18,10 @@ class DecorrelatedBatchNorm(BatchLayer):
     The statistics are `mean` and `cov`, in the collection `batch_stats`. A mask has size 1 along the channels.
 
     Attributes:
-      use_running_average: whether to use the running statistics (inference) or those of the batch, and average them; here or in
-        the call.
-      axis: the axis of the features.
-      momentum: weight of the old statistics in the running averages, a number or a traced scalar.
-      epsilon: added to the variances, a number or a traced scalar.
-      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters.
-      param_dtype: type of scale and bias.
-      use_bias: whether there is a bias.
-      use_scale: whether there is a scale.
-      bias_init: initializer of the bias.
-      scale_init: initializer of the scale.
-      axis_name: name or names of mapped axes over which the statistics are pooled.
-      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
       group_size: number of neighboring channels that are decorrelated together, which divides their number; 1 is batch norm.
       unbiased: whether the running covariance averages `n / (n - 1)` times the batch's.
+      use_running_average, axis, momentum, epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, axis_name,
+        axis_index_groups: as in `BatchNorm`, with one axis alone.
 
     References:
       Huang, Yang, Lang, Deng, "Decorrelated batch normalization", CVPR 2018, https://arxiv.org/abs/1804.08450.
