@@ -101,6 +101,7 @@ def test_the_derivative_of_an_exported_program_draws_the_same() -> None:
     compare(jax.jit(functools.partial(value_and_gradient, program.call))(key, x), value_and_gradient(run, key, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("bits", [16, 32])
 def test_typed_keys_of_every_generator(impl: str, bits: int) -> None:
