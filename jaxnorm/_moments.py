@@ -158,7 +158,8 @@ def _in_two_passes(
 
     shift = mean_of(wide)
     offset = mean_of(around(shift))
-    var = mean_of(abs_square(around(unshared(shift, 3) if derived else shift))) - abs_square(offset)
+    squares = mean_of(abs_square(around(unshared(shift, 3) if derived else shift)))
+    var = squares - jnp.minimum(abs_square(offset), jnp.finfo(squares.dtype).max)  # infinite where both overflow, and not NaN
     return jnp.expand_dims(shift + offset, axes), jnp.expand_dims(var, axes)
 
 
