@@ -156,7 +156,8 @@ def _in_two_passes(
     def around(shift: jax.Array) -> jax.Array:
         return wide - jnp.expand_dims(shift, axes)
 
-    shift = mean_of(wide)
+    # Each divided by n before it is summed, so that no finite numbers overflow.
+    shift = jnp.sum(select(where, wide * jnp.expand_dims(1 / n, axes).astype(wide.dtype)), axes)
     offset = mean_of(around(shift))
     squares = mean_of(abs_square(around(unshared(shift, 3) if derived else shift)))
     var = squares - jnp.minimum(abs_square(offset), jnp.finfo(squares.dtype).max)  # infinite where both overflow, and not NaN

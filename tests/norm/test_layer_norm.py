@@ -114,8 +114,8 @@ def test_no_mean_is_too_far_and_no_first_element_too_odd(mean: float, features: 
     assert_allclose(y, oracles.layer_norm(NONE, x), rtol=2e-5, atol=1e-5 + rounding)
 
 
-def test_a_constant_example_gives_the_bias() -> None:
-    x = jnp.asarray([0.0, -7.3, 1e6, 1e33, 1e-40])[:, None] * jnp.ones((5, 48))
+def test_a_constant_example_gives_the_bias_whatever_it_is() -> None:
+    x = jnp.asarray([0.0, -7.3, 1e6, 3e38, 1e-40])[:, None] * jnp.ones((5, 48))
     params = parameters(48)
     y, pullback = jax.vjp(lambda x: compiled(params, x, epsilon=1e-12), x)
     assert_array_equal(y, jnp.broadcast_to(params.bias, y.shape))
