@@ -15,7 +15,7 @@ _JAX_DEFAULTS = ("training", "experiments")  # folders of tests in which arrays 
 if importlib.util.find_spec("hypothesis"):  # a machine with an accelerator may be without
     from hypothesis import settings
 
-    settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=12, database=None)
+    settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=8, database=None)
     settings.load_profile("fixed")
 
 

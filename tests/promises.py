@@ -75,6 +75,31 @@ def assert_equal_but_for_rounding(got: Any, expected: Any, tolerance: float = 3e
     jax.tree.map(compare, got, expected)
 
 
+def _along(f: Callable[[Any], jax.Array], modes: str, directions: list[Any]) -> Callable[[Any], jax.Array]:
+    """The derivative of f along each of the directions, innermost first, forward ("f") or in reverse ("r")."""
+    for mode, v in zip(modes, directions, strict=False):
+        if mode == "f":
+            f = lambda a, f=f, v=v: jax.jvp(f, (a,), (v,))[1]  # noqa: E731
+        else:
+            f = lambda a, f=f, v=v: sum(map(jnp.vdot, jax.tree.leaves(jax.grad(f)(a)), jax.tree.leaves(v)))  # noqa: E731
+    return jax.jit(f)
+
+
+def assert_higher_derivatives(f: Callable[[Any], jax.Array], a: Any, *, third: bool = False, tolerance: float = 1e-5) -> None:
+    """Compares derivatives of f, whose value is one number, with differences of those of an order less, in float64.
+
+    Of second order in all orders of the modes; of third, if asked, so that each mode is around each pair of others.
+    """
+    random, step = np.random.default_rng(0), 1e-4
+    directions = [jax.tree.map(lambda leaf: random.normal(0.5, 1, leaf.shape), a) for _ in range(3)]
+    for lower, orders in {"f": ("ff", "fr", "rf", "rr"), **({"ff": ("fff", "rrr", "frf", "rfr")} if third else {})}.items():
+        below, v = _along(f, lower, directions), directions[len(lower)]
+        ahead, behind = (below(jax.tree.map(lambda leaf, d, s=s: leaf + s * step * d, a, v)) for s in (1, -1))
+        for modes in orders:
+            got = _along(f, modes, directions)(a)
+            np.testing.assert_allclose(got, (ahead - behind) / (2 * step), rtol=tolerance, atol=tolerance, err_msg=modes)
+
+
 def varied_and_rest(arguments: Arguments) -> tuple[Arguments, Arguments]:
     varied = {name: value for name, value in arguments.items() if name in DIFFERENTIABLE}
     return varied, {name: value for name, value in arguments.items() if name not in DIFFERENTIABLE}

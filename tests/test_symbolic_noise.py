@@ -48,7 +48,7 @@ PROGRAMS = {
     "uniform, 32 bits": (layer(jaxnorm.uniform_dropout, 0.3, bits=32, broadcast_dims=(0,)), "b, c", [(2, 3), (5, 12)]),
 }
 
-FIRST = ("expressions", "8 bits, odd rows", "32 bits, any size", "shared", "Gaussian")  # those that the others are like
+FIRST = ("expressions", "8 bits, odd rows", "32 bits, any size", "Gaussian")  # those that the others are like
 
 
 def sample(shape: tuple[int, ...]) -> jax.Array:

@@ -13,6 +13,7 @@ from cases import CASES, Arguments, Case
 from jax import export
 from promises import (
     assert_equal_but_for_rounding,
+    assert_higher_derivatives,
     compiled,
     compiled_gradient,
     each,
@@ -85,35 +86,12 @@ def test_static_limits_have_finite_gradients_in_both_modes(case: Case) -> None:
         assert finite(jax.jvp(f, (x,), (jnp.ones_like(x),)))
 
 
-def derivative(f: Callable[[Arguments], jax.Array], modes: str, directions: list[Arguments]) -> Callable[[Arguments], jax.Array]:
-    """The derivative of f along each of the directions, innermost first, forward ("f") or in reverse ("r")."""
-    for mode, v in zip(modes, directions, strict=False):
-        if mode == "f":
-            f = lambda a, f=f, v=v: jax.jvp(f, (a,), (v,))[1]  # noqa: E731
-        else:
-            f = lambda a, f=f, v=v: sum(map(jnp.vdot, jax.tree.leaves(jax.grad(f)(a)), jax.tree.leaves(v)))  # noqa: E731
-    return jax.jit(f)
-
-
 @each
 def test_derivatives_of_higher_orders_in_float64(case: Case) -> None:
-    """Of second order in all orders of the modes, of third, for one row a function, so that each mode is around each pair."""
-    orders = [("f", ("ff", "fr", "rf", "rr"))]
-    if case is FIRST_OF_ITS_FUNCTION[case.function]:
-        orders.append(("ff", ("fff", "rrr", "frf", "rfr")))
-    step = 1e-4
     with jax.enable_x64(True):
         varied, rest = varied_and_rest(case.arguments(jnp.float64))
-        f = lambda varied: loss(case, new_key(), {**rest, **varied})  # noqa: E731
-        random = np.random.default_rng(0)
-        directions = [jax.tree.map(lambda a: random.normal(0.5, 1, a.shape), varied) for _ in range(3)]
-        for lower, modes in orders:
-            below, v = derivative(f, lower, directions), directions[len(lower)]
-            ahead, behind = (below(jax.tree.map(lambda a, d, s=s: a + s * step * d, varied, v)) for s in (1, -1))
-            difference = (ahead - behind) / (2 * step)
-            for order in modes:
-                got = derivative(f, order, directions)(varied)
-                np.testing.assert_allclose(got, difference, rtol=1e-5, atol=1e-5, err_msg=order)
+        third = case is FIRST_OF_ITS_FUNCTION[case.function]
+        assert_higher_derivatives(lambda varied: loss(case, new_key(), {**rest, **varied}), varied, third=third)
 
 
 @each
