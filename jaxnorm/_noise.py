@@ -7,7 +7,7 @@ for the gradient: the numbers are drawn again where they are needed, in every mo
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxnorm._axes import noise_shape, shared_sharding
 from jaxnorm._bits import random_integers, random_words, resolution
 from jaxnorm._normal import DEVIATION_OF_16_BITS, standard_normal
 from jaxnorm._packed_bits import has_packed_form, packed_below, packed_integers
+from jaxnorm._spread_bits import spread_below
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Draw:
       shape: the shape of the array.
       sharding: its explicit sharding, or None.
       bits: random bits an element: 8, 16 or 32.
-      packed: whether to draw in the form for CPUs.
+      form: whether to draw as CPUs or TPUs had best, or as is left to the compiler.
     """
 
     key: jax.Array
     shape: tuple[int, ...]
     sharding: NamedSharding | None
     bits: int
-    packed: bool
+    form: Literal["cpu", "tpu", "any"]
 
     def numbers(self, of_word: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Returns what is made of a uniform uint32 for every element; of 16 bits, of the middle of those that begin with them."""
@@ -47,15 +48,16 @@ class Draw:
         def of_upper(upper: jax.Array) -> jax.Array:
             return of_word(upper << 16 | np.uint32(0x8000))
 
-        if self.packed:
+        if self.form == "cpu":
             return of_upper(packed_integers(self.key, self.shape, self.sharding))
-        return random_integers(self.key, self.shape, self.bits, self.sharding, read=of_upper)
+        return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=self.form == "any", read=of_upper)
 
     def below(self, threshold: jax.Array) -> jax.Array:
         """Returns True with probability `threshold / resolution(bits)`; the threshold broadcasts to the shape."""
-        if self.packed and threshold.ndim == 0:
-            return packed_below(self.key, threshold, self.shape, self.bits, self.sharding)
-        return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=not self.packed) < threshold
+        if self.form != "any" and threshold.ndim == 0:
+            below = packed_below if self.form == "cpu" else spread_below
+            return below(self.key, threshold, self.shape, self.bits, self.sharding)
+        return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=self.form == "any") < threshold
 
 
 class NoiseKind(NamedTuple):
@@ -97,14 +99,16 @@ def _multiply_noise(
     jax.random.bits(key, (0,))
     impl = jax.random.key_impl(key)
 
-    def apply(data: jax.Array, x: jax.Array, prepared: Any, *, packed: bool) -> jax.Array:
+    def apply(data: jax.Array, x: jax.Array, prepared: Any, *, form: Literal["cpu", "tpu", "any"]) -> jax.Array:
         fresh = jax.random.wrap_key_data(data, impl=impl)
-        return kind.apply(Draw(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared), bits, packed), x, prepared)
+        return kind.apply(Draw(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared), bits, form), x, prepared)
 
     # The compiler must not see that forward and backward draw the same, or it would keep a byte an element or more from one to
-    # the other. Of packed decisions it may: that keeps a bit, and hashing again takes longer than reading it.
-    anywhere = jax.checkpoint(functools.partial(apply, packed=False))
-    on_cpu = jax.checkpoint(functools.partial(apply, packed=True), prevent_cse=not kind.decides)
+    # the other. A CPU's may see it of packed decisions: that keeps a bit, and hashing again takes longer than reading it. A TPU's
+    # may: it draws again where it has the choice, and what hides it from that also hides the layers before and after.
+    anywhere = jax.checkpoint(functools.partial(apply, form="any"))
+    on_tpu = jax.checkpoint(functools.partial(apply, form="tpu"), prevent_cse=False)
+    on_cpu = jax.checkpoint(functools.partial(apply, form="cpu"), prevent_cse=not kind.decides)
 
     def after_x(data: jax.Array, x: jax.Array, prepared: Any) -> jax.Array:
         # Numbers that go through memory are not to be drawn for all layers at once, before x is there.
@@ -113,11 +117,12 @@ def _multiply_noise(
     # A part of an array of keys would be simplified into each draw in another way, and equal draws then not be seen as such.
     data = lax.optimization_barrier(jax.random.key_data(key))
     operands = data, x, kind.prepare(lax.stop_gradient(amount), bits)
-    with jax.named_scope("jaxnorm.noise"):
-        if not has_packed_form(key, bits):
-            return anywhere(*operands)
+    forms = {"tpu": on_tpu, "default": anywhere}
+    if has_packed_form(key, bits):
         through_memory = bits == 16 and not kind.decides
-        return lax.platform_dependent(*operands, cpu=after_x if through_memory else on_cpu, default=anywhere)
+        forms["cpu"] = after_x if through_memory else on_cpu
+    with jax.named_scope("jaxnorm.noise"):
+        return lax.platform_dependent(*operands, **forms)
 
 
 def _decision(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +158,7 @@ def _keep_or_drop(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, jax.Array
 
 def _gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
     noise = 1 + std * draw.numbers(functools.partial(standard_normal, dtype=std.dtype))
-    if draw.packed and draw.bits == 32 and x.dtype != noise.dtype:
+    if draw.form == "cpu" and draw.bits == 32 and x.dtype != noise.dtype:
         # XLA for CPUs, as of jax 0.12, would walk all paths from the rounding below to the hash: minutes of compilation.
         noise = lax.optimization_barrier(noise)
     return _times(x, noise)

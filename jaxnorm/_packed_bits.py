@@ -46,7 +46,10 @@ def packed_below(
     groups = _groups(shape, next((size for size in sizes if shape and shape[-1] % size == 0), sizes[-1]), sharding)
     if groups is None:
         return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
-    packed = _packed_32(key, threshold, groups) if bits == 32 else _packed(key, threshold, groups, bits)
+    if bits == 32:
+        packed = _packed_32(key, threshold, groups)
+    else:
+        packed = in_memory(answers_of_groups(key, threshold, *groups[:2], bits, groups.sharding).astype(jnp.uint8))
     bit = np.uint32(1) << _lanes(groups.size, packed.ndim)
     return _shaped((packed.astype(jnp.uint32)[..., None] & bit) != 0, shape, sharding)
 
@@ -70,15 +73,26 @@ def packed_integers(key: jax.Array, shape: Sequence[int], sharding: NamedShardin
     return _shaped(halves & np.uint32(0xFFFF), shape, sharding)
 
 
-def _packed(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) -> jax.Array:
-    """Returns the answers for a group as the bits of a byte."""
+def answers_of_groups(
+    key: jax.Array, threshold: jax.Array, groups: Sequence[int], size: int, bits: int, sharding: NamedSharding | None = None
+) -> jax.Array:
+    """Returns whether the integers of 8 or 16 bits are below the threshold, for groups of so many neighbors, as bits of a word.
+
+    Args:
+      key: a typed key.
+      threshold: a scalar.
+      groups: the shape of an array of groups.
+      size: elements of a group, at most 32, which are whole blocks.
+      bits: of an integer.
+      sharding: the explicit sharding of the groups, or None.
+    """
     data, mask = threefry_data(key), np.uint32(2**bits - 1)
-    blocks = groups.size * bits // 64
-    counters = element_index((*groups.shape, blocks), groups.sharding and _with_minor(groups.sharding))
+    blocks = size * bits // 64
+    counters = element_index((*groups, blocks), sharding and _with_minor(sharding))
     words = [word for block in range(blocks) for word in threefry2x32(data, *(half[..., block] for half in counters))]
     numbers = (word >> place & mask for word in words for place in range(0, 32, bits))
     answers = ((number < threshold).astype(jnp.uint32) << lane for lane, number in enumerate(numbers))
-    return in_memory(functools.reduce(jnp.bitwise_or, answers).astype(jnp.uint8))
+    return functools.reduce(jnp.bitwise_or, answers)
 
 
 def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from promises import check_vma, other_key
 from jaxnorm import _packed_bits
 from jaxnorm._bits import element_index, random_integers, random_words, resolution, threefry2x32, threefry_data
 from jaxnorm._packed_bits import has_packed_form, packed_below, packed_integers
+from jaxnorm._spread_bits import spread_below
 
 # Random123's known answers (threefry2x32, 20 rounds): counter, key, result.
 VECTORS = [
@@ -42,6 +44,9 @@ SHAPES = [
     (64, 5),
     (128, 3),
     (2, 48),
+    (2, 1028),
+    (2, 1032),
+    (1, 6400),
     (0, 8),
     (4, 0),
 ]
@@ -60,25 +65,26 @@ def thresholds(bits: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("shape", "bits", "sharding"))
 def drawn(
     key: jax.Array, threshold: jax.Array, shape: tuple[int, ...], bits: int, sharding: NamedSharding | None = None
-) -> tuple[list[jax.Array], jax.Array]:
-    """The numbers in every form there is, and where they are below the threshold."""
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The numbers in every form there is, and where they are below the threshold, in every form of that."""
     numbers = [random_integers(key, shape, bits, sharding)]
     if bits == 16:
         numbers.append(packed_integers(key, shape, sharding))
-    return numbers, packed_below(key, threshold, shape, bits, sharding)
+    return numbers, [form(key, threshold, shape, bits, sharding) for form in (packed_below, spread_below)]
 
 
 def check(key: jax.Array, expected: np.ndarray, bits: int, sharding: NamedSharding | None = None) -> None:
     """Every form draws the expected numbers, of the expected type."""
     for threshold in thresholds(bits):
-        forms, below = drawn(key, threshold, expected.shape, bits, sharding)
-        assert (below.shape, below.dtype) == (expected.shape, jnp.bool_)
-        assert_array_equal(below, expected < threshold)
+        forms, answers = drawn(key, threshold, expected.shape, bits, sharding)
+        for below in answers:
+            assert (below.shape, below.dtype) == (expected.shape, jnp.bool_)
+            assert_array_equal(below, expected < threshold)
         for numbers in forms:
             assert (numbers.shape, numbers.dtype) == (expected.shape, jnp.uint32)
             assert_array_equal(numbers, expected)
         if sharding is not None:
-            assert {jax.typeof(part).sharding.spec for part in (*forms, below)} == {sharding.spec}
+            assert {jax.typeof(part).sharding.spec for part in (*forms, *answers)} == {sharding.spec}
 
 
 def key_data(key: jax.Array) -> np.ndarray:
@@ -174,12 +180,13 @@ def test_a_batch_of_keys_draws_as_each_alone(impl: str, bits: int, shape: tuple[
 @all_bits
 def test_a_batch_of_thresholds_asks_of_the_same_numbers(bits: int) -> None:
     run = jax.jit(jax.vmap(lambda key, threshold: drawn(key, threshold, (5, 32), bits), (None, 0)))
-    forms, below = run(jax.random.key(6), thresholds(bits))
+    forms, answers = run(jax.random.key(6), thresholds(bits))
     expected = oracles.random_integers((0, 6), (5, 32), bits)
     for i, threshold in enumerate(thresholds(bits)):
         for numbers in forms:
             assert_array_equal(numbers[i], expected)
-        assert_array_equal(below[i], expected < threshold)
+        for below in answers:
+            assert_array_equal(below[i], expected < threshold)
 
 
 # Devices
@@ -197,12 +204,13 @@ def test_every_device_of_a_shard_map_draws_from_its_own_key(shape: tuple[int, ..
         return jax.tree.map(lambda a: a[None], drawn(own, threshold, shape, bits))
 
     run = jax.shard_map(part, mesh=mesh, in_specs=P(), out_specs=P("d"), check_vma=check_vma)
-    forms, below = jax.jit(run)(jax.random.key(8))
+    forms, answers = jax.jit(run)(jax.random.key(8))
     for i in range(4):
         expected = oracles.random_integers(key_data(jax.random.fold_in(jax.random.key(8), i)), shape, bits)
         for numbers in forms:
             assert_array_equal(numbers[i], expected)
-        assert_array_equal(below[i], expected < threshold)
+        for below in answers:
+            assert_array_equal(below[i], expected < threshold)
 
 
 EXPLICIT = [
@@ -221,6 +229,16 @@ def test_an_explicitly_sharded_draw_is_that_of_one_device(shape: tuple[int, ...]
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
         check(jax.random.key(9), oracles.random_integers((0, 9), shape, bits), bits, NamedSharding(mesh, spec))
+
+
+@packed_bits
+@pytest.mark.parametrize("spec", [P(("a", "b")), P(None, "b"), P("a", None, "b"), P(None, None, ("a", "b"))], ids=str)
+def test_spread_answers_need_nothing_of_other_devices(spec: P, bits: int) -> None:
+    mesh, shape = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2), (8, 2, 128)
+    program = jax.jit(lambda key: spread_below(key, thresholds(bits)[2], shape, bits), out_shardings=NamedSharding(mesh, spec))
+    compiled = program.lower(jax.random.key(9)).compile()
+    assert not re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", compiled.as_text())
+    assert_array_equal(compiled(jax.random.key(9)), oracles.random_integers((0, 9), shape, bits) < thresholds(bits)[2])
 
 
 # Positions beyond 32 bits, of arrays that no machine could hold: each element is a program of its own

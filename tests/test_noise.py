@@ -27,7 +27,7 @@ class Given:
 
     drawn: np.ndarray
     bits: int = 32
-    packed: bool = False
+    form: str = "any"
 
     def numbers(self, of_word: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return of_word(jnp.asarray(self.drawn))
