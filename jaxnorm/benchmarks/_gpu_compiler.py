@@ -14,6 +14,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnorm.benchmarks._compiler_folder import find_folder
 from jaxnorm.benchmarks._gpu_kernels import Program, parse_kernels, parse_launches, parse_rotations
 
 VARIABLE = "JAXNORM_CUDA_COMPILER"
@@ -29,21 +30,7 @@ def find_compiler() -> Path:
       ValueError: if it names none, or one without all packages, or one for another version of jax.
     """
     version = importlib.metadata.version("jaxlib")
-    packages = (*(f"{name}=={version}" for name in _OF_JAX), *_OF_CUDA)
-    install = f"pip install --no-deps --target DIR {' '.join(packages)}"
-    folder = os.environ.get(VARIABLE)
-    if not folder:
-        raise ValueError(f"{VARIABLE} must name the folder of the compiler, the DIR of: {install}")
-    found = {distribution.name: distribution.version for distribution in importlib.metadata.distributions(path=[folder])}
-    if missing := [name for name in (*_OF_JAX, *_OF_CUDA) if name not in found]:
-        raise ValueError(f"{VARIABLE} names {folder!r}, which lacks {', '.join(missing)}; all of it: {install}")
-    for name in _OF_JAX:
-        if found[name] != version:
-            raise ValueError(
-                f"{VARIABLE} names {folder!r}, whose {name} is for jaxlib {found[name]}, and not for {version}, which is "
-                f"installed; for that: {install}"
-            )
-    return Path(folder)
+    return find_folder(VARIABLE, {**dict.fromkeys(_OF_JAX, version), **dict.fromkeys(_OF_CUDA, "")})
 
 
 @cache

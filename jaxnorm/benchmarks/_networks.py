@@ -17,7 +17,7 @@ from jaxnorm.benchmarks._programs import Problem
 from jaxnorm.benchmarks._torch_resnet import BLOCKS, CLASSES, STAGES, torch_resnet
 
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
-_DEPTH, _WIDTH, _HEADS, _VOCABULARY = 4, 256, 4, 256
+VOCABULARY = 256
 
 Weight = Callable[..., jax.Array]
 """`weight(*shape)` is the next weight of the network, the last axis of which is that of the outputs."""
@@ -40,7 +40,7 @@ def resnet_step(build: Builder, problem: Problem) -> Program:
     if isinstance(layer, TorchLayer):
         whole = layer._replace(module=torch_resnet(lambda channels: of_channels(channels).module))
         return _torch_programs.training_step(whole, problem.x, labels, LEARNING_RATE, MOMENTUM)
-    return _step(_resnet, problem.x, labels, build)
+    return _program(_resnet, problem.x, labels, build)
 
 
 def transformer_step(build: Builder, problem: Problem) -> Program:
@@ -49,8 +49,8 @@ def transformer_step(build: Builder, problem: Problem) -> Program:
     The layer is applied where PyTorch's `TransformerEncoderLayer` applies dropout: to the attention's weights and output, and to
     the perceptron's hidden units and output.
     """
-    text = jax.random.randint(jax.random.key(2), problem.x.shape, 0, _VOCABULARY)
-    return _step(_transformer, text, jnp.roll(text, -1, 1), build)
+    text = jax.random.randint(jax.random.key(2), problem.x.shape, 0, VOCABULARY)
+    return _program(transformer, text, jnp.roll(text, -1, 1), build)
 
 
 def _resnet(weight: Weight, norm_relu: Apply, x: jax.Array) -> jax.Array:
@@ -71,32 +71,34 @@ def _resnet(weight: Weight, norm_relu: Apply, x: jax.Array) -> jax.Array:
     return x @ weight(x.shape[-1], CLASSES)
 
 
-def _transformer(weight: Weight, drop: Apply, text: jax.Array) -> jax.Array:
+def transformer(weight: Weight, drop: Apply, text: jax.Array, *, depth: int = 4, width: int = 256, heads: int = 4) -> jax.Array:
+    """Returns the logits of the next bytes."""
+
     def attention(x: jax.Array) -> jax.Array:
-        q, k, v = (jnp.einsum("btc,chd->bthd", x, weight(_WIDTH, _HEADS, _WIDTH // _HEADS)) for _ in range(3))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / (_WIDTH / _HEADS) ** 0.5
+        q, k, v = (jnp.einsum("btc,chd->bthd", x, weight(width, heads, width // heads)) for _ in range(3))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / (width / heads) ** 0.5
         seen = jnp.tri(x.shape[1], dtype=bool)
         x = jnp.einsum("bhqk,bkhd->bqhd", drop(jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))), v)
-        return x.reshape((*text.shape, _WIDTH)) @ weight(_WIDTH, _WIDTH)
+        return x.reshape((*text.shape, width)) @ weight(width, width)
 
     def perceptron(x: jax.Array) -> jax.Array:
-        return drop(jax.nn.gelu(x @ weight(_WIDTH, 4 * _WIDTH))) @ weight(4 * _WIDTH, _WIDTH)
+        return drop(jax.nn.gelu(x @ weight(width, 4 * width))) @ weight(4 * width, width)
 
-    x = weight(_VOCABULARY, _WIDTH)[text] + weight(text.shape[1], _WIDTH)
-    for _ in range(_DEPTH):
+    x = weight(VOCABULARY, width)[text] + weight(text.shape[1], width)
+    for _ in range(depth):
         x = x + drop(attention(jax.nn.standardize(x)))
         x = x + drop(perceptron(jax.nn.standardize(x)))
-    return jax.nn.standardize(x) @ weight(_WIDTH, _VOCABULARY)
+    return jax.nn.standardize(x) @ weight(width, VOCABULARY)
 
 
-def _initial(network: Callable[..., jax.Array], x: jax.Array, build: Builder) -> tuple[list[jax.Array], list[Any]]:
+def _initial(network: Callable[..., jax.Array], x: jax.Array, build: Builder, dtype: Any) -> tuple[list[jax.Array], list[Any]]:
     """Returns the weights and the layers of a network in the order in which it asks for them."""
     shapes: list[tuple[int, ...]] = []
     inputs: list[jax.ShapeDtypeStruct] = []
 
     def weight(*shape: int) -> jax.Array:
         shapes.append(shape)
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, dtype)
 
     def apply(x: jax.Array) -> jax.Array:
         inputs.append(jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -108,9 +110,11 @@ def _initial(network: Callable[..., jax.Array], x: jax.Array, build: Builder) ->
     return weights, [build(spec) for spec in inputs]
 
 
-def _step(network: Callable[..., jax.Array], x: jax.Array, labels: jax.Array, build: Builder) -> Program:
-    """Returns a step of stochastic gradient descent with momentum."""
-    weights, layers = _initial(network, x, build)
+def training_step(
+    network: Callable[..., jax.Array], x: jax.Array, labels: jax.Array, build: Builder, dtype: Any = jnp.float32
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns a step of stochastic gradient descent with momentum, and its arguments; it computes in `dtype`."""
+    weights, layers = _initial(network, x, build, dtype)
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
 
     def step(key: jax.Array, trained: Any, states: Any, traces: Any, x: jax.Array, labels: jax.Array) -> Any:
@@ -126,7 +130,7 @@ def _step(network: Callable[..., jax.Array], x: jax.Array, labels: jax.Array, bu
                 new_states.append(state)
                 return y
 
-            logits = network(lambda *_: next(weights), apply, x)
+            logits = network(lambda *_: next(weights).astype(dtype), apply, x).astype(jnp.float32)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new_states
 
         (value, new_states), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
@@ -135,6 +139,10 @@ def _step(network: Callable[..., jax.Array], x: jax.Array, labels: jax.Array, bu
 
     trained = (weights, [layer.params for layer in layers])
     key = jax.random.key(1, impl=layers[0].key_impl)
-    arguments = (key, trained, [layer.state for layer in layers], optimizer.init(trained), x, labels)
+    return step, (key, trained, [layer.state for layer in layers], optimizer.init(trained), x, labels)
+
+
+def _program(network: Callable[..., jax.Array], x: jax.Array, labels: jax.Array, build: Builder) -> Program:
+    step, arguments = training_step(network, x, labels, build)
     run, costs = compile_program(step, *arguments)
     return Program(lambda: run(*arguments), jax.block_until_ready, costs)

@@ -112,8 +112,8 @@ def fixture_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (_networks, _torch_resnet):
         monkeypatch.setattr(module, "STAGES", ((2, 1), (3, 2)))
         monkeypatch.setattr(module, "BLOCKS", 1)
-    for name, size in (("_DEPTH", 1), ("_WIDTH", 8), ("_HEADS", 2), ("_VOCABULARY", 11)):
-        monkeypatch.setattr(_networks, name, size)
+    monkeypatch.setattr(_networks, "VOCABULARY", 11)
+    monkeypatch.setattr(_networks, "transformer", functools.partial(_networks.transformer, depth=1, width=8, heads=2))
 
 
 @pytest.mark.slow
