@@ -21,6 +21,8 @@ from jaxnorm._normal import DEVIATION_OF_16_BITS, standard_normal
 from jaxnorm._packed_bits import has_packed_form, packed_below, packed_integers
 from jaxnorm._spread_bits import spread_below
 
+Form = Literal["cpu", "tpu", "any"]
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -38,7 +40,7 @@ class Draw:
     shape: tuple[int, ...]
     sharding: NamedSharding | None
     bits: int
-    form: Literal["cpu", "tpu", "any"]
+    form: Form
 
     def numbers(self, of_word: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Returns what is made of a uniform uint32 for every element; of 16 bits, of the middle of those that begin with them."""
@@ -99,16 +101,17 @@ def _multiply_noise(
     jax.random.bits(key, (0,))
     impl = jax.random.key_impl(key)
 
-    def apply(data: jax.Array, x: jax.Array, prepared: Any, *, form: Literal["cpu", "tpu", "any"]) -> jax.Array:
+    def apply(data: jax.Array, x: jax.Array, prepared: Any, *, form: Form) -> jax.Array:
         fresh = jax.random.wrap_key_data(data, impl=impl)
         return kind.apply(Draw(fresh, noise_shape(x.shape, shared), shared_sharding(x, shared), bits, form), x, prepared)
 
     # The compiler must not see that forward and backward draw the same, or it would keep a byte an element or more from one to
     # the other. A CPU's may see it of packed decisions: that keeps a bit, and hashing again takes longer than reading it. A TPU's
-    # may: it draws again where it has the choice, and what hides it from that also hides the layers before and after.
+    # may see it of decisions: what hides it there also keeps them from fusing with the layers before and after.
     anywhere = jax.checkpoint(functools.partial(apply, form="any"))
-    on_tpu = jax.checkpoint(functools.partial(apply, form="tpu"), prevent_cse=False)
-    on_cpu = jax.checkpoint(functools.partial(apply, form="cpu"), prevent_cse=not kind.decides)
+    on_cpu, on_tpu = (
+        jax.checkpoint(functools.partial(apply, form=form), prevent_cse=not kind.decides) for form in ("cpu", "tpu")
+    )
 
     def after_x(data: jax.Array, x: jax.Array, prepared: Any) -> jax.Array:
         # Numbers that go through memory are not to be drawn for all layers at once, before x is there.

@@ -33,8 +33,8 @@ def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Seque
     `Var[y] = x^2 rate / (1 - rate)`. Inference: the identity; do not call it.
 
     The mask is a function of the key and the shape alone: it does not depend on how x is sharded, on `vmap`, or on the device.
-    Only the key is kept for the gradient (a program compiled for a CPU may keep a bit an element, or two, of the mask instead of
-    drawing it again).
+    Only the key is kept for the gradient (a compiler may keep the mask instead of drawing it again: for a CPU a bit an element,
+    or two, for a TPU a byte).
 
     With 16 or 8 bits an element, four or eight elements share a hash, and the probability to keep is `1 - rate` rounded to a
     multiple of 2^-16 or 2^-8, and not to 0 unless the rate is 1. What is kept is divided by the probability that is realised,
