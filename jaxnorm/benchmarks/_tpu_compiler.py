@@ -5,7 +5,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm.benchmarks._compiler_folder import find_folder
@@ -106,12 +108,25 @@ def compile_for_tpu(function: Callable[..., Any], *arguments: Any, mesh: Mesh, s
     shapes = jax.tree.map(
         placed, PartitionSpec() if specs is None else specs, arguments, is_leaf=lambda node: isinstance(node, PartitionSpec)
     )
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _without_cache():
         compiled = jax.jit(function).lower(*shapes).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None
     assert memory is not None
     return read_program(text, memory.temp_size_in_bytes)
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Leaves jax's compilation cache aside: it could not read again what it keeps of a chip that is not there."""
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def read_program(text: str, temporary_bytes: int = 0) -> TpuProgram:
