@@ -131,7 +131,7 @@ STEPS = {
     "ResNet-50, float32": Step(resnet50, (32, 224, 224, 3), "float32", _NORMS),
     "six convolutions, 128x56x56x64": Step(convolutions, (128, 56, 56, 64), "bfloat16", _NORMS),
     "six convolutions, 64x14x14x256": Step(convolutions, (64, 14, 14, 256), "bfloat16", _NORMS),
-    "transformer with dropout": Step(_LARGE, (8, 1024), "bfloat16", {"none": _nothing, **linen.LAYERS["dropout"], **_DROPOUT}),
+    "transformer with dropout": Step(_LARGE, (8, 1024), "bfloat16", {"none": _nothing, "flax linen": linen.dropout, **_DROPOUT}),
     "residual perceptrons with layer norm": Step(pre_norm, (16, 512, 1024), "bfloat16", _LAYER_NORMS),
     "perceptron with batch norm and dropout": Step(perceptron, (8192, 1024), "bfloat16", _NORM_AND_DROPOUT),
 }
