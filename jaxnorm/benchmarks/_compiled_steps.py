@@ -116,13 +116,13 @@ def _relu(_: jax.ShapeDtypeStruct) -> Layer:
     return Layer(lambda key, params, state, x: (jax.nn.relu(x), state))
 
 
-_DROPOUT = {f"jaxnorm, {bits} bits": noise(jaxnorm.dropout, RATE, bits=bits) for bits in (16, 8, 32)}
+_DROPOUT = noise(jaxnorm.dropout, RATE)
 _NORMS = {"none": _nothing, "flax linen": linen.batch_norm, "jaxnorm": norm()}
 _LAYER_NORMS = {"none": _nothing, **linen.LAYERS["layer_norm"], "jaxnorm": layer_norm}
 _NORM_AND_DROPOUT = {
     "none": _relu,
     "flax linen": _in_sequence(linen.batch_norm, _relu, linen.dropout),
-    "jaxnorm": _in_sequence(norm(activation=jax.nn.relu), _DROPOUT["jaxnorm, 16 bits"]),
+    "jaxnorm": _in_sequence(norm(activation=jax.nn.relu), _DROPOUT),
 }
 _LARGE = functools.partial(transformer, depth=2, width=1024, heads=16)
 
@@ -131,7 +131,9 @@ STEPS = {
     "ResNet-50, float32": Step(resnet50, (32, 224, 224, 3), "float32", _NORMS),
     "six convolutions, 128x56x56x64": Step(convolutions, (128, 56, 56, 64), "bfloat16", _NORMS),
     "six convolutions, 64x14x14x256": Step(convolutions, (64, 14, 14, 256), "bfloat16", _NORMS),
-    "transformer with dropout": Step(_LARGE, (8, 1024), "bfloat16", {"none": _nothing, "flax linen": linen.dropout, **_DROPOUT}),
+    "transformer with dropout": Step(
+        _LARGE, (8, 1024), "bfloat16", {"none": _nothing, "flax linen": linen.dropout, "jaxnorm": _DROPOUT}
+    ),
     "residual perceptrons with layer norm": Step(pre_norm, (16, 512, 1024), "bfloat16", _LAYER_NORMS),
     "perceptron with batch norm and dropout": Step(perceptron, (8192, 1024), "bfloat16", _NORM_AND_DROPOUT),
 }

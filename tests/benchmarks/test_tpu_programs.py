@@ -181,16 +181,16 @@ def test_dropout_takes_fewer_cycles_than_flax_and_makes_no_copies(shape, bits):
 @pytest.mark.jax_defaults
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
-    ("name", "library", "most"),
+    ("name", "most"),
     [
-        ("six convolutions, 64x14x14x256", "jaxnorm", 1.1),
-        ("residual perceptrons with layer norm", "jaxnorm", 1.05),
-        ("perceptron with batch norm and dropout", "jaxnorm", 1.0),
-        ("transformer with dropout", "jaxnorm, 16 bits", 0.9),
+        ("six convolutions, 64x14x14x256", 1.1),
+        ("residual perceptrons with layer norm", 1.05),
+        ("perceptron with batch norm and dropout", 0.7),
+        ("transformer with dropout", 0.8),
     ],
 )
-def test_a_step_takes_no_more_cycles_than_with_flax(name, library, most):
-    ours, flax = (STEPS[name].program(which) for which in (library, "flax linen"))
+def test_a_step_takes_no_more_cycles_than_with_flax(name, most):
+    ours, flax = (STEPS[name].program(which) for which in ("jaxnorm", "flax linen"))
     mesh = mesh_of("v5e:2x2", (1,))
     cycles = [compile_for_tpu(function, *arguments, mesh=mesh).cycles for function, arguments in (ours, flax)]
     assert cycles[0] <= most * cycles[1]
