@@ -174,7 +174,7 @@ def test_dropout_takes_fewer_cycles_than_flax_and_makes_no_copies(shape, bits):
         for program in (forward_then_backward(LAYERS["dropout"][name], x) for name in (f"jaxnorm, {bits} bits", "flax linen"))
     )
     assert ours.copies == 0
-    assert ours.cycles < (0.9 if bits == 32 else 0.7) * flax.cycles
+    assert ours.cycles < (0.95 if bits == 32 else 0.7) * flax.cycles
 
 
 @pytest.mark.slow
