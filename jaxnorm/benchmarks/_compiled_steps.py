@@ -11,9 +11,9 @@ from jax import lax
 
 import jaxnorm
 from jaxnorm.benchmarks._layer import RATE, Builder, Layer
-from jaxnorm.benchmarks._networks import Apply, Weight, training_step, transformer
+from jaxnorm.benchmarks._networks import Apply, Weight, conv, training_step, transformer
 from jaxnorm.benchmarks._peers import linen
-from jaxnorm.benchmarks._rows import layer_norm, noise, norm
+from jaxnorm.benchmarks._rows import identity, layer_norm, noise, norm, relu
 
 _CLASSES = 1000
 _STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
@@ -27,18 +27,19 @@ class Step(NamedTuple):
       shape: of x.
       dtype: in which it computes.
       contenders: builders of the layer by the names of the libraries; of the first, nothing is there.
+      of_text: whether x holds bytes of text, each followed by the next one, instead of numbers of examples.
     """
 
     network: Callable[[Weight, Apply, jax.Array], jax.Array]
     shape: tuple[int, ...]
     dtype: str
     contenders: Mapping[str, Builder]
+    of_text: bool = False
 
     def program(self, library: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Returns the step and its arguments, with the layer of this library."""
-        is_text = len(self.shape) == 2 and self.network is not perceptron
-        x = jnp.zeros(self.shape, jnp.int32 if is_text else self.dtype)
-        labels = jnp.zeros(self.shape if is_text else self.shape[:1], jnp.int32)
+        x = jnp.zeros(self.shape, jnp.int32 if self.of_text else self.dtype)
+        labels = jnp.zeros(self.shape if self.of_text else self.shape[:1], jnp.int32)
         return training_step(self.network, x, labels, self.contenders[library], jnp.dtype(self.dtype))
 
 
@@ -49,15 +50,15 @@ def resnet50(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
       He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016, https://arxiv.org/abs/1512.03385; a block's
       stride is that of its second convolution, as is usual since.
     """
-    x = jax.nn.relu(norm(_conv(weight, x, 7, 64, 2)))
+    x = jax.nn.relu(norm(conv(weight, x, 7, 64, 2)))
     x = lax.reduce_window(x, np.asarray(-np.inf, x.dtype), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
     for stage, (width, blocks) in enumerate(_STAGES):
         for block in range(blocks):
             stride = 2 if stage and not block else 1
-            y = jax.nn.relu(norm(_conv(weight, x, 1, width)))
-            y = jax.nn.relu(norm(_conv(weight, y, 3, width, stride)))
-            y = norm(_conv(weight, y, 1, 4 * width))
-            x = jax.nn.relu(y + (x if block else norm(_conv(weight, x, 1, 4 * width, stride))))
+            y = jax.nn.relu(norm(conv(weight, x, 1, width)))
+            y = jax.nn.relu(norm(conv(weight, y, 3, width, stride)))
+            y = norm(conv(weight, y, 1, 4 * width))
+            x = jax.nn.relu(y + (x if block else norm(conv(weight, x, 1, 4 * width, stride))))
     x = jnp.mean(x, (1, 2))
     return x @ weight(x.shape[-1], _CLASSES)
 
@@ -65,7 +66,7 @@ def resnet50(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
 def convolutions(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
     """Returns the logits of six convolutions, each followed by the layer and a ReLU."""
     for _ in range(6):
-        x = jax.nn.relu(norm(_conv(weight, x, 3, x.shape[-1])))
+        x = jax.nn.relu(norm(conv(weight, x, 3, x.shape[-1])))
     x = jnp.mean(x, (1, 2))
     return x @ weight(x.shape[-1], _CLASSES)
 
@@ -83,15 +84,6 @@ def pre_norm(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
     for _ in range(4):
         x = x + jax.nn.gelu(norm(x) @ weight(width, 4 * width)) @ weight(4 * width, width)
     return jnp.mean(x, 1) @ weight(width, _CLASSES)
-
-
-def _conv(weight: Weight, x: jax.Array, size: int, features: int, stride: int = 1) -> jax.Array:
-    kernel = weight(size, size, x.shape[-1], features)
-    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _nothing(_: jax.ShapeDtypeStruct) -> Layer:
-    return Layer(lambda key, params, state, x: (x, state))
 
 
 def _in_sequence(*builders: Builder) -> Builder:
@@ -112,16 +104,12 @@ def _in_sequence(*builders: Builder) -> Builder:
     return build
 
 
-def _relu(_: jax.ShapeDtypeStruct) -> Layer:
-    return Layer(lambda key, params, state, x: (jax.nn.relu(x), state))
-
-
 _DROPOUT = noise(jaxnorm.dropout, RATE)
-_NORMS = {"none": _nothing, "flax linen": linen.batch_norm, "jaxnorm": norm()}
-_LAYER_NORMS = {"none": _nothing, **linen.LAYERS["layer_norm"], "jaxnorm": layer_norm}
+_NORMS = {"none": identity, "flax linen": linen.batch_norm, "jaxnorm": norm()}
+_LAYER_NORMS = {"none": identity, **linen.LAYERS["layer_norm"], "jaxnorm": layer_norm}
 _NORM_AND_DROPOUT = {
-    "none": _relu,
-    "flax linen": _in_sequence(linen.batch_norm, _relu, linen.dropout),
+    "none": relu,
+    "flax linen": _in_sequence(linen.batch_norm, relu, linen.dropout),
     "jaxnorm": _in_sequence(norm(activation=jax.nn.relu), _DROPOUT),
 }
 _LARGE = functools.partial(transformer, depth=2, width=1024, heads=16)
@@ -132,7 +120,7 @@ STEPS = {
     "six convolutions, 128x56x56x64": Step(convolutions, (128, 56, 56, 64), "bfloat16", _NORMS),
     "six convolutions, 64x14x14x256": Step(convolutions, (64, 14, 14, 256), "bfloat16", _NORMS),
     "transformer with dropout": Step(
-        _LARGE, (8, 1024), "bfloat16", {"none": _nothing, "flax linen": linen.dropout, "jaxnorm": _DROPOUT}
+        _LARGE, (8, 1024), "bfloat16", {"none": identity, "flax linen": linen.dropout, "jaxnorm": _DROPOUT}, of_text=True
     ),
     "residual perceptrons with layer norm": Step(pre_norm, (16, 512, 1024), "bfloat16", _LAYER_NORMS),
     "perceptron with batch norm and dropout": Step(perceptron, (8192, 1024), "bfloat16", _NORM_AND_DROPOUT),

@@ -53,20 +53,22 @@ def transformer_step(build: Builder, problem: Problem) -> Program:
     return _program(transformer, text, jnp.roll(text, -1, 1), build)
 
 
-def _resnet(weight: Weight, norm_relu: Apply, x: jax.Array) -> jax.Array:
-    def conv(x: jax.Array, size: int, features: int, stride: int = 1) -> jax.Array:
-        kernel = weight(size, size, x.shape[-1], features)
-        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def conv(weight: Weight, x: jax.Array, size: int, features: int, stride: int = 1) -> jax.Array:
+    """Returns a convolution with the next weight of a network."""
+    kernel = weight(size, size, x.shape[-1], features)
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    x = conv(x, 3, STAGES[0][0])
+
+def _resnet(weight: Weight, norm_relu: Apply, x: jax.Array) -> jax.Array:
+    x = conv(weight, x, 3, STAGES[0][0])
     for width, first_stride in STAGES:
         for block in range(BLOCKS):
             stride = 1 if block else first_stride
             y = norm_relu(x)
-            x = x if block else conv(y, 1, 4 * width, stride)
-            y = norm_relu(conv(y, 1, width))
-            y = norm_relu(conv(y, 3, width, stride))
-            x = x + conv(y, 1, 4 * width)
+            x = x if block else conv(weight, y, 1, 4 * width, stride)
+            y = norm_relu(conv(weight, y, 1, width))
+            y = norm_relu(conv(weight, y, 3, width, stride))
+            x = x + conv(weight, y, 1, 4 * width)
     x = jnp.mean(norm_relu(x), (1, 2))
     return x @ weight(x.shape[-1], CLASSES)
 

@@ -131,15 +131,18 @@ def layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
     )
 
 
-def _scaled(_: jax.ShapeDtypeStruct) -> Layer:
+def scaled(_: jax.ShapeDtypeStruct) -> Layer:
+    """Returns the plain pass, `x * c`."""
     return Layer(lambda key, params, state, x: (x * state.astype(x.dtype), state), state=jax.numpy.float32(1.1))
 
 
-def _identity(_: jax.ShapeDtypeStruct) -> Layer:
+def identity(_: jax.ShapeDtypeStruct) -> Layer:
+    """Returns no layer."""
     return Layer(lambda key, params, state, x: (x, state))
 
 
-def _relu(_: jax.ShapeDtypeStruct) -> Layer:
+def relu(_: jax.ShapeDtypeStruct) -> Layer:
+    """Returns a ReLU."""
     return Layer(lambda key, params, state, x: (jax.nn.relu(x), state))
 
 
@@ -152,12 +155,12 @@ def _linen_dropout(x: jax.ShapeDtypeStruct) -> Layer:
 
 
 _PASS = "plain pass"
-_TRAINING = Kind("forward and backward", forward_and_backward, _PASS, _scaled, 4)
-_INFERENCE = Kind("forward", forward, _PASS, _scaled, 2)
-_CALL = Kind("eager call", eager_call, _PASS, _scaled)
-_COMPILATION = Kind(f"trace and compile {LAYERS_TO_COMPILE} layers with gradient", compilation, "no layer", _identity, once=True)
-_TRANSFORMER = Kind("training step", transformer_step, "no dropout", _identity)
-_RESNET = Kind("training step", resnet_step, "no norm", _relu)
+_TRAINING = Kind("forward and backward", forward_and_backward, _PASS, scaled, 4)
+_INFERENCE = Kind("forward", forward, _PASS, scaled, 2)
+_CALL = Kind("eager call", eager_call, _PASS, scaled)
+_COMPILATION = Kind(f"trace and compile {LAYERS_TO_COMPILE} layers with gradient", compilation, "no layer", identity, once=True)
+_TRANSFORMER = Kind("training step", transformer_step, "no dropout", identity)
+_RESNET = Kind("training step", resnet_step, "no norm", relu)
 
 _ARRAYS = Sizes(
     full=((64, 32, 32, 64), (8192, 1024), (128, 56, 56, 64), (65536, 64), (1001, 1023)),

@@ -8,7 +8,6 @@ Nothing is run or timed: the compiled programs are read. The compiler is not par
 
 import argparse
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,8 +25,9 @@ from jaxnorm.benchmarks._gpu_compiler import compile_for_h200, connect_compiler
 from jaxnorm.benchmarks._gpu_kernels import Program
 from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, with_gradient, with_relu
 from jaxnorm.benchmarks._peers import linen
+from jaxnorm.benchmarks._program_report import publish
 from jaxnorm.benchmarks._rows import layer_norm, noise, norm
-from jaxnorm.experiments._report import Results, Table, WriteError, make_folder, markdown_table, print_tables
+from jaxnorm.experiments._report import Table, make_folder
 
 SHAPE = (64, 56, 56, 256)
 DTYPES = ("float32", "bfloat16")
@@ -127,14 +127,6 @@ def _table(direction: str, dtype: str, results: Iterable[Mapping[str, Any]]) -> 
     return Table(f"{direction}, {dtype}", columns, lines)
 
 
-def _markdown(tables: Iterable[Table]) -> str:
-    made_with = f"`python -m jaxnorm.benchmarks.gpu_programs`, jax {jax.__version__}, no autotuning. Nothing was run."
-    parts = ["# Programs compiled for an H200", made_with, _HOW_TO_READ.format(shape="x".join(map(str, SHAPE)))]
-    for table in tables:
-        parts += [f"## {table.title}", markdown_table(table)]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles all layers in both directions, prints the tables, and writes them if there is a folder to write to.
 
@@ -152,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = parser.parse_args(argv).out
     try:
         connect_compiler()
-        folder = None if out is None else make_folder(out)
+        out = None if out is None else make_folder(out)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     results = []
@@ -164,16 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = {"layer": layer, "library": library, "direction": direction, "dtype": dtype}
         results.append(about | figures(compile_for_h200(function, *arguments), x))
     tables = [_table(direction, dtype, results) for direction, dtype in itertools.product(DIRECTIONS, DTYPES)]
-    print_tables(tables)
-    if folder is not None:
-        files = Results(folder)
-        files.write("gpu_programs.md", lambda path: path.write_text(_markdown(tables), encoding="utf-8"))
-        text = json.dumps(results, indent=1) + "\n"
-        files.write("gpu_programs.json", lambda path: path.write_text(text, encoding="utf-8"))
-        try:
-            print(files.summary())
-        except WriteError as error:
-            parser.exit(1, f"{parser.prog}: {error}\n")
+    made_with = f"`{parser.prog}`, jax {jax.__version__}, no autotuning. Nothing was run."
+    how_to_read = _HOW_TO_READ.format(shape="x".join(map(str, SHAPE)))
+    publish(parser, out, "gpu_programs", "Programs compiled for an H200", (made_with, how_to_read), tables, results)
     return 0
 
 

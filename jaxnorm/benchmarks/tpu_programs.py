@@ -10,7 +10,6 @@ says how to install it.
 import argparse
 import functools
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,16 +25,17 @@ from jaxnorm._progress import progress_bar
 from jaxnorm.benchmarks._compiled_steps import STEPS
 from jaxnorm.benchmarks._layer import Builder, Layer
 from jaxnorm.benchmarks._peers import linen
-from jaxnorm.benchmarks._rows import layer_norm, norm
+from jaxnorm.benchmarks._program_report import publish
+from jaxnorm.benchmarks._rows import layer_norm, norm, scaled
 from jaxnorm.benchmarks._tpu_compiler import TpuProgram, compile_for_tpu, mesh_of
 from jaxnorm.benchmarks.gpu_programs import DTYPES, LAYERS, forward
-from jaxnorm.experiments._report import Results, Table, WriteError, make_folder, markdown_table, print_tables
+from jaxnorm.experiments._report import Table, make_folder
 
 CHIPS = ("v5e", "v6e")
+SMALLEST = {"v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 SHAPES = ((8192, 1024), (64, 32, 32, 64))
 _IMAGES = (256, 32, 32, 256)
 
-_SMALLEST = {"v4": "v4:2x2x1", "v5p": "v5p:2x2x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 _MESHES = (("v5e:4x4", (4, 4)), ("v5e:16x16", (16, 16)))
 _SHARDED = {"batch": PartitionSpec("a"), "height": PartitionSpec(None, "a"), "channels": PartitionSpec(None, None, None, "a")}
 _POOLED: Mapping[str, Builder] = {
@@ -45,7 +45,7 @@ _POOLED: Mapping[str, Builder] = {
     "layer norm: jaxnorm": layer_norm,
 }
 _PLAIN = "x * c"
-_ALL_LAYERS = {_PLAIN: {"": lambda x: Layer(lambda key, params, state, x: (x * jnp.asarray(1.1, x.dtype), state))}, **LAYERS}
+_ALL_LAYERS = {_PLAIN: {"": scaled}, **LAYERS}
 
 _DESCRIPTION = "Compile the layers and whole training steps for TPUs, without running them, and show the compiler's estimates."
 _HOW_TO_READ = """\
@@ -107,7 +107,7 @@ def _layers(chips: Sequence[str]) -> Iterator[Work]:
             if len(shape) > 2 or name != "dropout of channels":
                 about = {"chip": chip, "x": "x".join(map(str, shape)), "dtype": dtype, "layer": name, "library": library}
                 program = functools.partial(forward_then_backward, _ALL_LAYERS[name][library], x)
-                yield Work("layers", about, (_SMALLEST[chip], (1,)), program)
+                yield Work("layers", about, (SMALLEST[chip], (1,)), program)
 
 
 def _names() -> list[tuple[str, str]]:
@@ -118,7 +118,7 @@ def _steps(chips: Sequence[str]) -> Iterator[Work]:
     for (name, step), chip in itertools.product(STEPS.items(), chips):
         for library in step.contenders:
             about = {"step": name, "chip": chip, "library": library}
-            yield Work("steps", about, (_SMALLEST[chip], (1,)), functools.partial(step.program, library))
+            yield Work("steps", about, (SMALLEST[chip], (1,)), functools.partial(step.program, library))
 
 
 def _collectives(_: Sequence[str]) -> Iterator[Work]:
@@ -190,14 +190,6 @@ def _tables(results: Sequence[Result]) -> list[Table]:
     return tables
 
 
-def _markdown(tables: Sequence[Table]) -> str:
-    made_with = f"`python -m jaxnorm.benchmarks.tpu_programs`, jax {jax.__version__}. Nothing was run."
-    parts = ["# Programs compiled for TPUs", made_with, _HOW_TO_READ]
-    for table in tables:
-        parts += [f"## {table.title}", markdown_table(table)]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles all layers and steps, prints the tables, and writes them if there is a folder to write to.
 
@@ -212,12 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m jaxnorm.benchmarks.tpu_programs", description=_DESCRIPTION)
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS), help="parts of the report (default all)")
-    parser.add_argument("--chips", nargs="+", choices=_SMALLEST, default=list(CHIPS), help=f"default {' '.join(CHIPS)}")
+    parser.add_argument("--chips", nargs="+", choices=SMALLEST, default=list(CHIPS), help=f"default {' '.join(CHIPS)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write tpu_programs.md and tpu_programs.json to")
     options = parser.parse_args(argv)
     try:
         for chip in options.chips:
-            mesh_of(_SMALLEST[chip])
+            mesh_of(SMALLEST[chip])
         folder = None if options.out is None else make_folder(options.out)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -228,17 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         function, arguments = work.program()
         program = compile_for_tpu(function, *arguments, mesh=mesh_of(*work.mesh), specs=work.specs)
         results.append(Result(work.part, work.about, program))
-    tables = _tables(results)
-    print_tables(tables)
-    if folder is not None:
-        files = Results(folder)
-        files.write("tpu_programs.md", lambda path: path.write_text(_markdown(tables), encoding="utf-8"))
-        text = json.dumps([{"part": r.part, **r.about, **r.program._asdict()} for r in results], indent=1) + "\n"
-        files.write("tpu_programs.json", lambda path: path.write_text(text, encoding="utf-8"))
-        try:
-            print(files.summary())
-        except WriteError as error:
-            parser.exit(1, f"{parser.prog}: {error}\n")
+    made_with = f"`{parser.prog}`, jax {jax.__version__}. Nothing was run."
+    figures = [{"part": result.part, **result.about, **result.program._asdict()} for result in results]
+    publish(parser, folder, "tpu_programs", "Programs compiled for TPUs", (made_with, _HOW_TO_READ), _tables(results), figures)
     return 0
 
 

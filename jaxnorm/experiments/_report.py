@@ -113,10 +113,15 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 def write_markdown(path: Path, heading: str, text: str, tables: Iterable[Table], picture: str) -> None:
     """Writes a heading, a text, a picture and tables."""
-    parts = [f"# {heading}", text, f"![{heading}]({picture})"]
+    path.write_text(markdown_page(heading, (text, f"![{heading}]({picture})"), tables), encoding="utf-8")
+
+
+def markdown_page(heading: str, paragraphs: Iterable[str], tables: Iterable[Table]) -> str:
+    """Returns a heading, paragraphs, and tables under headings of their own, in Markdown."""
+    parts = [f"# {heading}", *paragraphs]
     for table in tables:
         parts += [f"## {table.title}", markdown_table(table)]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(table: Table) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from packages import install
+from packages import assert_lack_is_said_in_a_line, install
 
 from jaxnorm.benchmarks import gpu_programs
 from jaxnorm.benchmarks._gpu_compiler import VARIABLE, find_compiler
@@ -251,15 +251,7 @@ def test_the_compiler_must_be_named_whole_and_of_the_same_version(tmp_path, monk
 
 
 def test_the_command_says_in_a_line_what_it_lacks(monkeypatch, capsys):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(SystemExit) as exit_:
-        main([])
-    assert exit_.value.code == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1
-    assert VARIABLE in err
-    assert "pip install" in err
+    assert_lack_is_said_in_a_line(main, VARIABLE, monkeypatch, capsys)
 
 
 def test_the_command_shows_and_writes_every_layer(monkeypatch, capsys, tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from cases import Case
 from jax.sharding import PartitionSpec as P
-from packages import install
+from packages import assert_lack_is_said_in_a_line, install
 from promises import each, new_key, varied_and_rest
 
 from jaxnorm.benchmarks import tpu_programs
@@ -69,14 +69,7 @@ def test_the_compiler_must_be_named_whole_and_of_the_version_that_jax_asks_for(t
 
 
 def test_the_command_says_in_a_line_what_it_lacks(monkeypatch, capsys):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(SystemExit) as exit_:
-        main([])
-    assert exit_.value.code == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1
-    assert f"{VARIABLE} must name the folder" in err
+    assert_lack_is_said_in_a_line(main, VARIABLE, monkeypatch, capsys)
 
 
 def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
@@ -149,7 +142,7 @@ def test_every_row_compiles_for_every_chip(case: Case) -> None:
         y, pullback, state = jax.vjp(lambda varied: case(key, {**rest, **varied}), varied, has_aux=True)
         return y, state, pullback(y)[0]
 
-    for topology in tpu_programs._SMALLEST.values():
+    for topology in tpu_programs.SMALLEST.values():
         program = compile_for_tpu(step, new_key(), given, mesh=mesh_of(topology, (1,)))
         assert program.cycles > 0
         assert program.collectives == {}
