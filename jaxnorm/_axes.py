@@ -49,6 +49,17 @@ def match_sharding(x: jax.Array, like: jax.Array) -> jax.Array:
     return x if sharding is None else reshard(x, sharding)
 
 
+def varying(x: jax.Array) -> frozenset[Any]:
+    """Returns the mapped axes (of `jax.shard_map`) over which x varies, as its type tells."""
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def vary(x: jax.Array, over: frozenset[Any]) -> jax.Array:
+    """Returns x as one that varies over these mapped axes too, as both results of a branch must, and what a loop carries."""
+    missing = tuple(over - varying(x))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
 def shared_sharding(x: jax.Array, shared: Sequence[int]) -> NamedSharding | None:
     """Returns the explicit sharding of an array that broadcasts to x with size 1 on the shared axes: x's own on the others."""
     sharding = explicit_sharding(x)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import canonical_axes, match_sharding, other_axes
+from jaxnorm._axes import canonical_axes, match_sharding, other_axes, vary, varying
 from jaxnorm._checks import (
     Scalar,
     check_affine,
@@ -233,17 +233,9 @@ def _weights(momentum: Scalar) -> tuple[Any, Any]:
 
 def _cond(predicate: jax.Array, if_true: Callable[[], Any], if_false: Callable[[], Any]) -> Any:
     """Runs one of two functions, both of whose results vary over the mapped axes over which either's does (jax.shard_map)."""
-
-    def varying(a: jax.Array) -> frozenset[Any]:
-        return jax.typeof(a).manual_axis_type.varying
-
     over = []
     for fn in (if_true, if_false):
         jax.eval_shape(lambda fn=fn: over.append(jax.tree.map(varying, fn())))
     axes = jax.tree.map(frozenset.union, *over)
-
-    def vary(a: jax.Array, wanted: frozenset[Any]) -> jax.Array:
-        missing = tuple(wanted - varying(a))
-        return lax.pcast(a, missing, to="varying") if missing else a
 
     return lax.cond(predicate, *(lambda fn=fn: jax.tree.map(vary, fn(), axes) for fn in (if_true, if_false)))

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnorm._axes import explicit_sharding, other_axes
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Sums, around_the_mean, combine_means, count, from_devices, is_near, select, shift_along
+from jaxnorm._moments import AxisName, Found, around_the_mean, combine_means, count, from_devices, is_near, select, shift_along
 
 
 class Covariances(NamedTuple):
@@ -42,8 +42,8 @@ def covariances(
       axis_index_groups: groups of indices along `axis_name` that are pooled separately.
     """
     axes = tuple(axes)
-    n = jnp.squeeze(count(x, axes, where))
-    mean, cov = _mean_and_cov(x, where, jnp.maximum(n, 1), jnp.squeeze(shift_along(x, axes, near), axes), axes)
+    n = jnp.squeeze(count(x, axes, where))  # for all channels, as where is
+    mean, cov = _mean_and_cov(x, where, jnp.maximum(n, 1), shift_along(x, axes, near), axes)
     local = Covariances(mean, cov, n + jnp.zeros_like(mean[:, 0]))
     return local if axis_name is None else combine_covariances(from_devices(local, axis_name, axis_index_groups))
 
@@ -63,13 +63,16 @@ def combine_covariances(parts: Covariances) -> Covariances:
 def _mean_and_cov(
     x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array, axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    def sums(shift: jax.Array) -> Sums:
+    def sums(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         centered = select(where, x.astype(shift.dtype) - jnp.expand_dims(shift, axes))
-        offset = jnp.sum(centered, axes) / n
-        cov = _products(centered, centered, axes) / n - _outer(offset)
-        return Sums(offset, cov, jnp.all(is_near(offset, jnp.diagonal(cov, axis1=1, axis2=2)), -1))
+        return jnp.sum(centered, axes), _products(centered, centered, axes)
 
-    mean, cov = around_the_mean(sums, shift)
+    def found(first: jax.Array, products: jax.Array) -> Found:
+        offset = first / n
+        cov = products / n - _outer(offset)
+        return Found(offset, cov, jnp.all(is_near(offset, jnp.diagonal(cov, axis1=1, axis2=2)), -1))
+
+    mean, cov = around_the_mean(sums, found, shift)
     return mean, (cov + cov.mT) / 2
 
 

@@ -21,7 +21,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import reshard
 
-from jaxnorm._axes import count_of, in_parts, shared_sharding
+from jaxnorm._axes import count_of, in_parts, shared_sharding, vary, varying
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype
 
@@ -69,7 +69,7 @@ def moments(
     axes = tuple(axes)
     n = count(x, axes, where)
     mean, var = _mean_and_var(x, where, jnp.maximum(n, 1), None if near is None else shift_along(x, axes, near), axes)
-    local = Moments(*(jnp.squeeze(part, axes) for part in (mean, var, n + jnp.zeros_like(var))))
+    local = Moments(mean, var, n + jnp.zeros_like(var))
     return local if axis_name is None else combine_moments(from_devices(local, axis_name, axis_index_groups))
 
 
@@ -105,18 +105,21 @@ def combine_means(weight: jax.Array, means: jax.Array) -> jax.Array:
 def _mean_and_var(
     x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array | None, axes: tuple[int, ...], derived: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance of the counted elements, with the reduced axes kept at size 1."""
+    """Returns mean and variance of the counted elements."""
 
-    def sums(shift: jax.Array) -> Sums:
+    def sums(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         wide = x.astype(shift.dtype)
-        centered = select(where, wide - shift)
-        offset = _sum(centered, axes) / n.astype(shift.dtype)
+        centered = select(where, wide - jnp.expand_dims(shift, axes))
         # A selection goes to memory there anyway, once for both.
-        squares = _sum(abs_square(wide - unshared(shift) if where is None else centered), axes) / n
-        var = squares - abs_square(offset)
-        return Sums(offset, var, is_near(offset, var))
+        again = wide - jnp.expand_dims(unshared(shift), axes) if where is None else centered
+        return jnp.sum(centered, axes), jnp.sum(abs_square(again), axes)
 
-    mean, var = _in_two_passes(x, where, n, axes, derived) if shift is None else around_the_mean(sums, shift)
+    def found(first: jax.Array, squares: jax.Array) -> Found:
+        offset = first / n.astype(first.dtype)
+        var = squares / n - abs_square(offset)
+        return Found(offset, var, is_near(offset, var))
+
+    mean, var = _in_two_passes(x, where, n, axes, derived) if shift is None else around_the_mean(sums, found, shift)
     return mean, jnp.maximum(var, jnp.zeros((), var.dtype))
 
 
@@ -132,8 +135,8 @@ def _mean_and_var_jvp(axes: tuple[int, ...], derived: bool, primals: Any, tangen
     @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
         dx = select(where, dx.astype(mean.dtype))
-        along = select(where, x.astype(mean.dtype) - unshared(mean)).conj() * dx
-        return _sum(dx, axes) / n.astype(mean.dtype), 2 * _sum(along.real, axes) / n
+        along = select(where, x.astype(mean.dtype) - jnp.expand_dims(unshared(mean), axes)).conj() * dx
+        return jnp.sum(dx, axes) / n.astype(mean.dtype), 2 * jnp.sum(along.real, axes) / n
 
     return (mean, var), tangent(x, mean, tangents[0])
 
@@ -146,8 +149,6 @@ def _in_two_passes(
     Alone, and together with what normalizes, the sums of a row are one loop for a CPU, which shares `x - shift`. Where they are
     `derived`, it would go to memory for that.
     """
-    # Without the reduced axes, which the compiler's pattern for such a loop is without too.
-    n = jnp.squeeze(n, axes)
     wide = x.astype(wide_dtype(x.dtype))
 
     def mean_of(x: jax.Array) -> jax.Array:
@@ -161,11 +162,11 @@ def _in_two_passes(
     offset = mean_of(around(shift))
     squares = mean_of(abs_square(around(unshared(shift, 3) if derived else shift)))
     var = squares - jnp.minimum(abs_square(offset), jnp.finfo(squares.dtype).max)  # infinite where both overflow, and not NaN
-    return jnp.expand_dims(shift + offset, axes), jnp.expand_dims(var, axes)
+    return shift + offset, var
 
 
-class Sums(NamedTuple):
-    """What is summed around a shift: the mean's offset from it, what is made of the squares, and where both have their digits."""
+class Found(NamedTuple):
+    """What sums around a shift tell: the mean's offset from it, what is made of the squares, and where both have their digits."""
 
     offset: jax.Array
     of_squares: jax.Array
@@ -177,63 +178,70 @@ def is_near(offset: jax.Array, var: jax.Array) -> jax.Array:
     return (abs_square(offset) <= _FAR * var) & jnp.isfinite(var) & jnp.isfinite(abs_square(offset))
 
 
-def around_the_mean(sums: Callable[[jax.Array], Sums], shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+def around_the_mean(
+    sums: Callable[[jax.Array], tuple[jax.Array, jax.Array]], found: Callable[..., Found], shift: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Returns the mean and what is made of squares, summed again where the shift was too far from the mean.
 
+    Only the sums go into the branch: what is made of them is made there, since a side that gives what it was given copies it.
+
     Args:
-      sums: the sums around a shift; `near` has the leading axes of what is made of the squares.
-      shift: the first shift, finite.
+      sums: gives the sums of `x - shift` and of its squares, for a shift.
+      found: gives what they tell; `near` has the leading axes of what is made of the squares.
+      shift: the first shift; any number, NaN and infinity too.
     """
 
     def around(shift: jax.Array) -> tuple[jax.Array, ...]:
-        offset, of_squares, near = sums(shift)
-        mean = shift + offset
-        # Beside a shift that is larger by far, the mean has no digits.
-        has_digits = jnp.isfinite(mean) & (jnp.abs(mean) >= 2**-10 * jnp.abs(shift))
-        return jnp.where(has_digits, mean, jnp.zeros((), mean.dtype)), mean, of_squares, near
+        first, squares = sums(shift)
+        return vary(shift, varying(first)), first, squares
 
-    def again(found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def is_done(result: tuple[jax.Array, ...]) -> jax.Array:
+        return jnp.all(found(*result[1:]).near)
+
+    def again(result: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         def step(carry: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[tuple[jax.Array, ...], jax.Array]:
-            (better, mean, of_squares, near), left = carry
-            new = around(better)
+            result, left = carry
+            shift, *summed = result
+            offset, _, near = found(*summed)
+            mean = shift + offset
+            # Beside a shift that is larger by far, the mean has no digits.
+            has_digits = jnp.isfinite(mean) & (jnp.abs(mean) >= 2**-10 * jnp.abs(shift))
+            new = around(jnp.where(has_digits, mean, jnp.zeros((), mean.dtype)))
             # What was near stays to the last bit: no channel depends on what another one needs.
-            kept = (jnp.where(before(near, new), old, new) for old, new in zip((better, mean, of_squares), new, strict=False))
-            return (*kept, near | new[3]), left - 1
+            return tuple(jnp.where(before(near, b), a, b) for a, b in zip(result, new, strict=True)), left - 1
 
         # A loop for the sake of vmap, which runs both sides of a branch, but ends a loop that no lane needs.
-        return lax.while_loop(lambda carry: (carry[1] > 0) & ~jnp.all(carry[0][3]), step, (found, jnp.int32(_TRIES)))[0]
+        return lax.while_loop(lambda carry: (carry[1] > 0) & ~is_done(carry[0]), step, (result, jnp.int32(_TRIES)))[0]
 
-    found = around(shift)
-    _, mean, of_squares, _ = lax.cond(jnp.all(found[3]), lambda found: found, again, found)
-    return mean, of_squares
+    def told(result: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        shift, *summed = result
+        offset, of_squares, _ = found(*summed)
+        return shift + offset, of_squares
+
+    result = around(shift)
+    return lax.cond(is_done(result), told, lambda result: told(again(result)), result)
 
 
 def count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.Array:
-    """Returns how many elements are counted, as a real number, with the reduced axes kept at size 1."""
+    """Returns how many elements are counted, as a real number for each position that is not reduced, or one for all of them."""
     real = real_dtype(wide_dtype(x.dtype))
     if where is None:
-        return jnp.full((1,) * x.ndim, count_of((x.shape[a] for a in axes), real))
+        return jnp.full((1,) * (x.ndim - len(axes)), count_of((x.shape[a] for a in axes), real))
     if not axes:
         return where.astype(real)
     first = axes[0]
     # Integers, because a running sum of ones in float32 stops at 2^24; but of parts that devices hold whole, and of these real
     # numbers, whose sum takes the same collective as all others.
-    integers = jnp.sum(in_parts(where, first), [a + 1 for a in axes], dtype=jnp.uint32, keepdims=True)
+    integers = jnp.sum(in_parts(where, first), [a + 1 for a in axes], dtype=jnp.uint32)
     counted = jnp.sum(integers.astype(real), first)
     return counted * count_of((x.shape[a] for a in axes if where.shape[a] == 1), real)
 
 
 def shift_along(x: jax.Array, axes: tuple[int, ...], near: jax.Array) -> jax.Array:
-    """Returns a finite shift for every position that is not reduced, with the reduced axes at size 1 and sharded as x is."""
-    wide = wide_dtype(x.dtype)
-    near = lax.stop_gradient(near).astype(wide)
-    shift = jnp.expand_dims(jnp.where(jnp.isfinite(near), near, jnp.zeros((), wide)), axes)
+    """Returns the shift for every position that is not reduced, sharded as x is there."""
+    shift = lax.stop_gradient(near).astype(wide_dtype(x.dtype))
     sharding = shared_sharding(x, axes)
-    return shift if sharding is None else reshard(shift, sharding)
-
-
-def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sum(x, axes, keepdims=True)
+    return shift if sharding is None else jnp.squeeze(reshard(jnp.expand_dims(shift, axes), sharding), axes)
 
 
 def select(where: jax.Array | None, x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import reshard
 
-from jaxnorm._axes import other_axes, shared_sharding
+from jaxnorm._axes import match_sharding, other_axes, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -51,25 +51,28 @@ def normalize(
       activation: function of single elements, or None; it gets and gives numbers of the mean's type.
       dtype: type of the result, which is rounded once; None for x's.
     """
-
-    def along_x(a: jax.Array, shared: Sequence[int]) -> jax.Array:
-        a = jnp.expand_dims(a.astype(mean.dtype), tuple(shared))
-        spread = shared_sharding(x, shared)
-        return a if spread is None else reshard(a, spread)
-
     axes = tuple(axes)
-    shared = axes if feature_axes is None else other_axes(feature_axes, x.ndim)
-    factor = along_x(lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)), axes)
-    gain = None if scale is None else along_x(scale, shared)
-    if gain is not None and shared == axes:
-        factor, gain = factor * gain, None
-    mean = along_x(mean, axes)
-    bias = jnp.zeros_like(mean) if bias is None else along_x(bias, shared)
-    return _output(_Parts(x, where, residual, mean, factor, gain, bias), activation, jnp.dtype(dtype or x.dtype))
+    along = _Axes(axes, axes if feature_axes is None else other_axes(feature_axes, x.ndim))
+    factor = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)).astype(mean.dtype)
+    gain = None if scale is None else scale.astype(mean.dtype)
+    if gain is not None and along.features == axes:
+        factor, gain = factor * match_sharding(gain, factor), None
+    bias = None if bias is None else bias.astype(mean.dtype)
+    return _output(_Parts(x, where, residual, mean, factor, gain, bias), along, activation, jnp.dtype(dtype or x.dtype))
+
+
+class _Axes(NamedTuple):
+    """The axes of x along which the statistics are shared, and those along which scale and bias are."""
+
+    statistics: tuple[int, ...]
+    features: tuple[int, ...]
 
 
 class _Parts(NamedTuple):
-    """What a normalized element is made of: x, and what broadcasts to it."""
+    """What a normalized element is made of: x, and numbers for each position along some of its axes, which have no others.
+
+    So the rules compute with few numbers of one shape, of which the compilers make one step, until they meet x.
+    """
 
     x: jax.Array
     where: jax.Array | None
@@ -77,24 +80,39 @@ class _Parts(NamedTuple):
     mean: jax.Array
     factor: jax.Array
     gain: jax.Array | None
-    bias: jax.Array
+    bias: jax.Array | None
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _output(parts: _Parts, activation: Activation | None, dtype: Any) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _output(parts: _Parts, along: _Axes, activation: Activation | None, dtype: Any) -> jax.Array:
     """Returns `activation((x - mean) factor gain + bias + residual)`; x adds nothing where it neither counts nor is finite."""
-    z = _before_activation(parts)
+    z = _before_activation(parts, along)
     return (z if activation is None else activation(z)).astype(dtype)
 
 
-def _before_activation(parts: _Parts) -> jax.Array:
+def _before_activation(parts: _Parts, along: _Axes) -> jax.Array:
     x, where, residual, mean, factor, gain, bias = parts
-    z = _times(gain, valid(x, where, x.astype(mean.dtype) - mean) * factor) + bias
+    of_statistics, of_features = _spreads(x, along)
+    centered = valid(x, where, x.astype(mean.dtype) - of_statistics(mean))
+    z = centered * of_statistics(factor)
+    z = z if gain is None else z * of_features(gain)
+    z = z if bias is None else z + of_features(bias)
     return z if residual is None else z + residual.astype(z.dtype)
 
 
+def _spreads(x: jax.Array, along: _Axes) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """Returns what makes numbers of the statistics, and of the features, broadcast to x, sharded as it is."""
+
+    def spread(shared: tuple[int, ...], a: jax.Array) -> jax.Array:
+        a = jnp.expand_dims(a, shared)
+        sharding = shared_sharding(x, shared)
+        return a if sharding is None else reshard(a, sharding)
+
+    return functools.partial(spread, along.statistics), functools.partial(spread, along.features)
+
+
 @_output.defjvp
-def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangents: Any) -> Any:
+def _output_jvp(along: _Axes, activation: Activation | None, dtype: Any, primals: Any, tangents: Any) -> Any:
     """`dz = factor gain dx + dresidual + (x - mean) (gain dfactor + factor dgain) + (dbias - factor gain dmean)`, `dy =
     activation'(z) dz`.
 
@@ -106,41 +124,49 @@ def _output_jvp(activation: Activation | None, dtype: Any, primals: Any, tangent
     between. On CPUs the compiler must not see for that that both compute the same.
     """
     (parts,), (d,) = primals, tangents
+    of_statistics, of_features = _spreads(parts.x, along)
 
-    def of_elements(parts: _Parts, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
+    def gained(gain: jax.Array | None, value: jax.Array) -> jax.Array:
+        return value if gain is None else value * of_features(gain)
+
+    def from_elements(parts: _Parts, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
         x, where, _, mean, factor, gain, _ = _apart(parts, 2)
-        dz = valid(x, where, _times(gain, dx.astype(mean.dtype) * factor))
+        dz = valid(x, where, gained(gain, dx.astype(mean.dtype) * of_statistics(factor)))
         return dz if dresidual is None else dz + dresidual.astype(dz.dtype)
 
-    def of_statistics(parts: _Parts, dmean: jax.Array, dfactor: jax.Array, dgain: Any, dbias: jax.Array) -> jax.Array:
+    def from_statistics(parts: _Parts, dmean: jax.Array, dfactor: jax.Array, dgain: Any, dbias: Any) -> jax.Array:
         x, where, _, mean, factor, gain, _ = _apart(parts, 0)
 
         def centered(copy: int) -> jax.Array:
-            return valid(x, where, x.astype(mean.dtype) - unshared(mean, copy))
+            return valid(x, where, x.astype(mean.dtype) - of_statistics(unshared(mean, copy)))
 
-        moved = _times(gain, -dmean * factor)
-        dz = centered(0) * _times(gain, dfactor) + ((moved if where is None else valid(x, where, moved)) + dbias)
-        return dz if dgain is None else dz + centered(1) * unshared(parts.factor, 1) * dgain
+        moved = -dmean * factor
+        if dbias is not None and where is None and along.features == along.statistics:  # one sum for both
+            moved, dbias = moved + dbias, None
+        moved = valid(x, where, gained(gain, of_statistics(moved)))
+        moved = moved if dbias is None else moved + of_features(dbias)
+        dz = centered(0) * gained(gain, of_statistics(dfactor)) + moved
+        return dz if dgain is None else dz + centered(1) * of_statistics(unshared(parts.factor, 1)) * of_features(dgain)
 
     def activated(parts: _Parts, dz: jax.Array) -> jax.Array:
         if activation is not None:
-            dz = jax.jvp(activation, (_before_activation(parts),), (dz,))[1]
+            dz = jax.jvp(activation, (_before_activation(parts, along),), (dz,))[1]
         return dz.astype(dtype)
 
     @recomputed
     def at_once(parts: _Parts, *tangents: Any) -> jax.Array:
-        return activated(parts, of_elements(parts, *tangents[:2]) + of_statistics(parts, *tangents[2:]))
+        return activated(parts, from_elements(parts, *tangents[:2]) + from_statistics(parts, *tangents[2:]))
 
     @recomputed
     def through_elements(parts: _Parts, *tangents: Any) -> jax.Array:
-        return activated(parts, of_elements(parts, *tangents))
+        return activated(parts, from_elements(parts, *tangents))
 
     @recomputed
     def through_statistics(parts: _Parts, *tangents: Any) -> jax.Array:
         parts = _Parts(*parts[:3], *jax.tree.map(unshared, parts[3:]))
-        return activated(parts, of_statistics(parts, *tangents))
+        return activated(parts, from_statistics(parts, *tangents))
 
-    y = _output(parts, activation, dtype)
+    y = _output(parts, along, activation, dtype)
     statistics = d.mean, d.factor, d.gain, d.bias
     if activation is None:
         return y, at_once(parts, d.x, d.residual, *statistics)
@@ -152,10 +178,6 @@ def _apart(parts: _Parts, copy: int) -> _Parts:
     if parts.gain is None:
         return parts
     return parts._replace(factor=unshared(parts.factor, copy), gain=unshared(parts.gain, copy))
-
-
-def _times(gain: jax.Array | None, value: jax.Array) -> jax.Array:
-    return value if gain is None else value * gain
 
 
 def valid(x: jax.Array, where: jax.Array | None, value: jax.Array) -> jax.Array:

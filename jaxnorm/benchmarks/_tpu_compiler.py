@@ -28,11 +28,14 @@ _ALONE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no TPU that two processes could want
 }
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n.*?^\}", re.MULTILINE | re.DOTALL)
+_SIDES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 
 class TpuProgram(NamedTuple):
-    """A program compiled for a TPU. What stands in branches is in none of the numbers, since whether it runs no program tells.
+    """A program compiled for a TPU. Of a branch the cheaper side is counted, and in nothing but the cycles.
 
     Attributes:
       cycles: the compiler's own estimate, of all fusions and copies.
@@ -132,11 +135,16 @@ def _without_cache() -> Iterator[None]:
 def read_program(text: str, temporary_bytes: int = 0) -> TpuProgram:
     """Returns what a program's HLO says of it."""
     computations, entry = parse_computations(text)
-    body = text[text.index("\nENTRY") :]
+    bodies = {match[1]: match[0] for match in _COMPUTATION.finditer(text)}
+
+    def cycles(name: str) -> int:
+        branches = [re.findall(r"[\w.-]+", sides) for sides in _SIDES.findall(bodies[name])]
+        return sum(map(int, _CYCLES.findall(bodies[name]))) + sum(min(map(cycles, sides)) for sides in branches)
+
     opcodes = Counter(instruction.opcode.removesuffix("-start") for instruction in computations[entry])
     large = {kernel.name for kernel in parse_kernels(text, {}, {}) if kernel.main}
     return TpuProgram(
-        cycles=sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', body))),
+        cycles=cycles(entry),
         copies=sum(instruction.opcode == "copy" and instruction.name in large for instruction in computations[entry]),
         temporary_bytes=temporary_bytes,
         collectives={kind: opcodes[kind] for kind in _COLLECTIVES if opcodes[kind]},

@@ -52,7 +52,7 @@ _HOW_TO_READ = """\
 All cycles are **estimates** of the compiler, which rank programs; nothing was run. *Passes*: the cycles of a layer, forward and
 then backward, over those of `x * c`, which reads and writes arrays of x's size four times. *Of Flax's*: the cycles over those of
 the same step with Flax's layer. *Copies*: arrays not much smaller than the largest that are brought from one layout to another.
-What stands in a branch is not counted: of our batch norm another sum, for steps whose running mean is far from the batch's."""
+Of a branch the cheaper side is counted: on the other one batch norm sums again where the running mean is far from the batch's."""
 
 
 class Work(NamedTuple):

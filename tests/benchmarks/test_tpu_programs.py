@@ -36,6 +36,11 @@ HloModule jit_f, is_scheduled=true
   ROOT %all-reduce.9 = f32[128]{0:T(128)} all-reduce(%sum), to_apply=%region
 }
 
+%usual (p: f32[8,128]) -> f32[128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %sum = f32[128]{0:T(128)} fusion(%p), kind=kLoop, calls=%region, backend_config={"estimated_cycles":"7"}
+}
+
 ENTRY %main (x: f32[8,128], key: u32[2]) -> f32[8,128] {
   %x = f32[8,128]{1,0:T(8,128)} parameter(0)
   %key = u32[2]{0:T(128)} parameter(1)
@@ -46,14 +51,14 @@ ENTRY %main (x: f32[8,128], key: u32[2]) -> f32[8,128] {
   %all-reduce-done = f32[128]{0:T(128)} all-reduce-done(%all-reduce-start)
   %all-gather = f32[128]{0:T(128)} all-gather(%all-reduce-done), dimensions={0}
   %all-reduce.3 = f32[128]{0:T(128)} all-reduce(%all-gather), to_apply=%region
-  %conditional = f32[128]{0:T(128)} conditional(%key, %x, %x), branch_computations={%rare, %rare}
+  %conditional = f32[128]{0:T(128)} conditional(%key, %x, %x), branch_computations={%rare, %usual}
   ROOT %fusion.1 = f32[8,128]{1,0:T(8,128)} fusion(%x, %conditional), kind=kLoop, backend_config={"estimated_cycles":"400"}
 }
 """
 
 
 def test_what_a_program_says_of_itself():
-    assert read_program(PROGRAM, 7) == TpuProgram(30 + 5 + 200 + 400, 1, 7, {"all-reduce": 2, "all-gather": 1})
+    assert read_program(PROGRAM, 7) == TpuProgram(30 + 5 + 200 + 7 + 400, 1, 7, {"all-reduce": 2, "all-gather": 1})
 
 
 def test_the_compiler_must_be_named_whole_and_of_the_version_that_jax_asks_for(tmp_path, monkeypatch):
