@@ -55,6 +55,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     put_crossings_behind_slow(items)
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 TO_THE_LAST_PLACE = {f"linen/linen_test.py::NormalizationTest::test_normalization_equivalence{i}" for i in range(3)}
 
 
+@pytest.mark.first
 def test_flax_own_tests_pass_with_our_classes(tmp_path):
     folder = os.environ.get("FLAX_SOURCE")
     outcome = run_suite(Path(folder) if folder else downloaded(tmp_path))

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnorm.benchmarks._compiler_folder import find_folder
-from jaxnorm.benchmarks._gpu_kernels import Program, parse_kernels, parse_launches, parse_rotations
+from jaxnorm.benchmarks._gpu_kernels import Program, parse_code, parse_kernels, parse_launches
 
 VARIABLE = "JAXNORM_CUDA_COMPILER"
 
@@ -77,7 +77,7 @@ def compile_for_h200(function: Callable[..., Any], *arguments: Any) -> Program:
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     assert hlo is not None
     assert memory is not None
-    kernels = parse_kernels(hlo, parse_launches(sequence, metadata), parse_rotations(ptx))
+    kernels = parse_kernels(hlo, parse_launches(sequence, metadata), parse_code(ptx))
     return Program(tuple(kernels), memory.temp_size_in_bytes)
 
 

@@ -16,6 +16,7 @@ class Kernel(NamedTuple):
       reductions: how many arrays of sums it computes.
       moved: bytes that it reads and writes, each array once.
       rotations: 32-bit rotations for each 4 elements of its largest output.
+      integers: operations on 32-bit integers, of all threads.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Kernel(NamedTuple):
     reductions: int
     moved: int
     rotations: float
+    integers: int
 
 
 class Program(NamedTuple):
@@ -30,6 +32,27 @@ class Program(NamedTuple):
 
     kernels: tuple[Kernel, ...]
     temporary_bytes: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes that all kernels read and write."""
+        return sum(kernel.moved for kernel in self.kernels)
+
+    def roofline(self, bandwidth: float, integer_speed: float) -> float:
+        """Returns the seconds that the kernels take at least: each for its bytes or its integer operations, which takes longer.
+
+        Args:
+          bandwidth: of the memory, in bytes a second.
+          integer_speed: operations on 32-bit integers a second.
+        """
+        return sum(max(kernel.moved / bandwidth, kernel.integers / integer_speed) for kernel in self.kernels)
+
+
+class Code(NamedTuple):
+    """How many rotations of 32-bit words a kernel's code has, and how many operations on 32-bit integers in all."""
+
+    rotations: int
+    integers: int
 
 
 class Launch(NamedTuple):
@@ -54,14 +77,22 @@ class Instruction(NamedTuple):
         return tuple(re.findall(r"%([\w.\-]+)", self.arguments))
 
 
-def parse_rotations(ptx: str) -> dict[str, int]:
-    """Returns how many rotations of 32-bit words each kernel has in its code.
+def parse_code(ptx: str) -> dict[str, Code]:
+    """Returns how many operations each kernel has in its code; one on 64 bits takes two on 32, and that of a loop counts once.
 
     PTX has no rotation of its own: it is a funnel shift of a word with itself, or by 16 bits a permutation of its bytes.
     """
+    integer = re.compile(
+        r"^\s+(?:@!?%\w+\s+)?(?:add|sub|mul|mad|and|or|xor|not|neg|abs|min|max|shl|shr|shf|prmt|lop3|bfe|bfi)"
+        r"(?:\.(?:cc|lo|hi|wide|[lr]|wrap|clamp))*\.[sub](32|64)\b",
+        re.MULTILINE,
+    )
     rotation = re.compile(r"\bshf\.[lr]\.wrap\.b32\s+%\w+, (%\w+), \1,|\bprmt\.b32\s+%\w+, (%\w+), (?:\2|0), (?:0x1032|4146)U?;")
     kernels = re.split(r"\.entry\s+", ptx)[1:]
-    return {code[: code.index("(")].strip(): len(rotation.findall(code)) for code in kernels}
+    return {
+        code[: code.index("(")].strip(): Code(len(rotation.findall(code)), sum(int(bits) // 32 for bits in integer.findall(code)))
+        for code in kernels
+    }
 
 
 def parse_launches(sequence: str, metadata: str) -> dict[str, Launch]:
@@ -75,7 +106,7 @@ def parse_launches(sequence: str, metadata: str) -> dict[str, Launch]:
     return {name: launches[int(number)] for name, number in names if int(number) in launches}
 
 
-def parse_kernels(hlo: str, launches: Mapping[str, Launch], rotations: Mapping[str, int]) -> list[Kernel]:
+def parse_kernels(hlo: str, launches: Mapping[str, Launch], codes: Mapping[str, Code]) -> list[Kernel]:
     """Returns the kernels of a compiled program, in order, from its HLO and what is known of its launches and kernels.
 
     Those of branches are left out: whether they run, no program tells.
@@ -93,13 +124,16 @@ def parse_kernels(hlo: str, launches: Mapping[str, Launch], rotations: Mapping[s
         operands = [_arrays(shapes[name]) for name in instruction.operands]
         read = _elements_read(body, operands) if body else operands
         touched = [*written, *itertools.chain.from_iterable(read)]
+        launch = launches.get(instruction.name, Launch("", 0))
+        code = codes.get(launch.kernel, Code(0, 0))
         kernels.append(
             Kernel(
                 name=instruction.name,
                 main=_MAIN_SHARE * max(array.elements for array in touched) >= largest,
                 reductions=sum(len(_arrays(inner.shape)) for inner in body if inner.opcode == "reduce"),
                 moved=sum(array.nbytes for array in touched),
-                rotations=_rotations_of_four(written, launches.get(instruction.name), rotations),
+                rotations=_of_four(written, launch, code.rotations),
+                integers=code.integers * launch.threads,
             )
         )
     return kernels
@@ -160,9 +194,7 @@ def _elements_read(body: Sequence[Instruction], operands: Sequence[Sequence[_Arr
     return read
 
 
-def _rotations_of_four(written: Iterable[_Array], launch: Launch | None, rotations: Mapping[str, int]) -> float:
-    """Returns the rotations for 4 elements of the largest output, from those in the code of a thread."""
-    if launch is None:
-        return 0.0
-    elements = max(array.elements for array in written) / launch.threads
-    return 4 * rotations.get(launch.kernel, 0) / max(1, round(elements))
+def _of_four(written: Iterable[_Array], launch: Launch, operations: int) -> float:
+    """Returns the operations for 4 elements of the largest output, from those in the code of a thread."""
+    elements = max(array.elements for array in written) / max(1, launch.threads)
+    return 4 * operations / max(1, round(elements))

@@ -1,6 +1,6 @@
-"""The layers compiled for an NVIDIA H200, on a machine that needs no GPU: kernels, traffic, temporaries, cost of random bits.
+"""The layers and whole training steps compiled for an NVIDIA H200, on a machine that needs no GPU: kernels, traffic, temporaries.
 
-    python -m jaxnorm.benchmarks.gpu_programs [--out DIR]
+    python -m jaxnorm.benchmarks.gpu_programs [--only PART ...] [--out DIR]
 
 Nothing is run or timed: the compiled programs are read. The compiler is not part of jax for the CPU. The environment variable
 `JAXNORM_CUDA_COMPILER` names the folder where it lies; where that is not so, the command says how to install it.
@@ -10,10 +10,10 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from flax import linen as nn
 
 import jaxnorm
 from jaxnorm._progress import progress_bar
+from jaxnorm.benchmarks._compiled_steps import STEPS
 from jaxnorm.benchmarks._gpu_compiler import compile_for_h200, connect_compiler
 from jaxnorm.benchmarks._gpu_kernels import Program
 from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, with_gradient, with_relu
@@ -32,14 +33,21 @@ from jaxnorm.experiments._report import Table, make_folder
 SHAPE = (64, 56, 56, 256)
 DTYPES = ("float32", "bfloat16")
 
+BANDWIDTH = 4.8e12
+"""Bytes that an H200's memory moves a second."""
+INTEGER_SPEED = 16.7e12
+"""Operations on 32-bit integers that an H200 does a second: 64 a cycle on each of 132 processors."""
+
 _SHARED = (1, 2)  # axes along which elements share a draw, as when whole channels are dropped
-_DESCRIPTION = "Compile the layers for an NVIDIA H200, without running them, and show what the programs consist of."
+_DESCRIPTION = "Compile the layers and training steps for an NVIDIA H200, without running them, and show what they consist of."
 _HOW_TO_READ = """\
-x is {shape}. *Main kernels* read or write at least a sixteenth as many elements; *reductions* are those that sum, into one array
-or *into several* at once, the others work element by element. *Tiny kernels* are the rest. *Passes*: what the main kernels read
-and write, in arrays of x's size. *Rotations*: those in Threefry's rounds for each 4 elements of an output, in the kernel with
-most; a block of 64 bits takes 20 (Philox multiplies instead). *Temporaries*: what is allocated beside inputs and outputs. What
-stands in a branch is not counted: of our batch norm another sum, for steps whose running mean is far from the batch's."""
+x of the layers is {shape}. *Main kernels* read or write at least a sixteenth as many elements as the largest array has;
+*reductions* are those that sum, into one array or *into several* at once, the others work element by element. *Tiny kernels* are
+the rest. *Passes*: what the main kernels read and write, in arrays of x's size. *Rotations*: those in Threefry's rounds for each
+4 elements of an output, in the kernel with most; a block of 64 bits takes 20 (Philox multiplies instead). *Temporaries*: what is
+allocated beside inputs and outputs. *Moved*: what all kernels read and write. *Roofline*: of each kernel the longer of its bytes
+at {bandwidth:.1f} TB/s and its integer operations at {speed:.1f} T/s, summed; what products and convolutions compute is left out.
+What stands in a branch is not counted: of our batch norm another sum, for steps whose running mean is far from the batch's."""
 
 
 def _norm_where(x: jax.ShapeDtypeStruct) -> Layer:
@@ -102,33 +110,83 @@ def forward_and_backward(layer: Layer, x: jax.ShapeDtypeStruct) -> tuple[Callabl
 DIRECTIONS = {"forward": forward, "forward and backward": forward_and_backward}
 
 
-def figures(program: Program, x: jax.ShapeDtypeStruct) -> dict[str, Any]:
-    """Returns what the report shows of a program of a layer."""
+def figures(program: Program) -> dict[str, Any]:
+    """Returns what the report shows of any program."""
     main = [kernel for kernel in program.kernels if kernel.main]
     return {
         "main_kernels": len(main),
         "reductions": sum(kernel.reductions > 0 for kernel in main),
         "multi_output_reductions": sum(kernel.reductions > 1 for kernel in main),
         "tiny_kernels": len(program.kernels) - len(main),
-        "passes": sum(kernel.moved for kernel in main) / (math.prod(x.shape) * x.dtype.itemsize),
+        "moved_by_main": sum(kernel.moved for kernel in main),
+        "moved": program.moved,
         "rotations": max((kernel.rotations for kernel in main), default=0.0),
+        "roofline_seconds": program.roofline(BANDWIDTH, INTEGER_SPEED),
         "temporary_bytes": program.temporary_bytes,
     }
 
 
+class Work(NamedTuple):
+    """A program to compile: what it is of, and what gives the function and its arguments."""
+
+    about: dict[str, str]
+    program: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
+
+
+def _layers() -> Iterator[Work]:
+    layers = [(layer, library) for layer, libraries in LAYERS.items() for library in libraries]
+    for direction, dtype, (layer, library) in itertools.product(DIRECTIONS, DTYPES, layers):
+        x = jax.ShapeDtypeStruct(SHAPE, jnp.dtype(dtype))
+        about = {"layer": layer, "library": library, "direction": direction, "dtype": dtype}
+        yield Work(about, lambda layer=layer, library=library, direction=direction, x=x: _program(layer, library, direction, x))
+
+
+def _program(layer: str, library: str, direction: str, x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    return DIRECTIONS[direction](LAYERS[layer][library](x), x)
+
+
+def _steps() -> Iterator[Work]:
+    for name, step in STEPS.items():
+        for library in step.contenders:
+            yield Work({"step": name, "library": library}, partial(step.program, library))
+
+
+PARTS = {"layers": _layers, "steps": _steps}
+
+
+def _tables_of_layers(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    return [_table(direction, dtype, results) for direction, dtype in itertools.product(DIRECTIONS, DTYPES)]
+
+
 def _table(direction: str, dtype: str, results: Iterable[Mapping[str, Any]]) -> Table:
     lines = []
+    elements = math.prod(SHAPE) * jnp.dtype(dtype).itemsize
     for result in results:
         if (result["direction"], result["dtype"]) == (direction, dtype):
             kernels = ("main_kernels", "reductions", "multi_output_reductions", "tiny_kernels")
-            numbers = (f"{result['passes']:.1f}", f"{result['rotations']:.0f}", f"{result['temporary_bytes']:,}")
+            passes = f"{result['moved_by_main'] / elements:.1f}"
+            numbers = (passes, f"{result['rotations']:.0f}", f"{result['temporary_bytes']:,}")
             lines.append((f"{result['layer']}: {result['library']}", *(str(result[name]) for name in kernels), *numbers))
     columns = ("", "main\nkernels", "reductions", "into\nseveral", "tiny\nkernels", "passes", "rotations", "temporaries,\nbytes")
     return Table(f"{direction}, {dtype}", columns, lines)
 
 
+def _tables_of_steps(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    lines = []
+    for result in results:
+        numbers = (
+            f"{result['moved'] / 1e9:.2f}",
+            f"{result['roofline_seconds'] * 1e3:.2f}",
+            f"{result['temporary_bytes'] / 1e6:,.0f}",
+        )
+        kernels = (str(result["main_kernels"]), str(result["tiny_kernels"]))
+        lines.append((f"{result['step']}: {result['library']}", *kernels, *numbers))
+    columns = ("", "main\nkernels", "tiny\nkernels", "moved,\nGB", "roofline,\nms", "temporaries,\nMB")
+    return [Table("Training steps", columns, lines)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compiles all layers in both directions, prints the tables, and writes them if there is a folder to write to.
+    """Compiles all layers and steps, prints the tables, and writes them if there is a folder to write to.
 
     Args:
       argv: the arguments; those of the process if None.
@@ -140,25 +198,27 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: after an error, said in one line, with status 2; with 1 if a file cannot be written.
     """
     parser = argparse.ArgumentParser(prog="python -m jaxnorm.benchmarks.gpu_programs", description=_DESCRIPTION)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the report (default all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write gpu_programs.md and gpu_programs.json to")
-    out = parser.parse_args(argv).out
+    options = parser.parse_args(argv)
     try:
         connect_compiler()
-        out = None if out is None else make_folder(out)
+        folder = None if options.out is None else make_folder(options.out)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     results = []
-    work = [(layer, library) for layer, libraries in LAYERS.items() for library in libraries]
-    programs = list(itertools.product(DIRECTIONS, DTYPES, work))
-    for direction, dtype, (layer, library) in progress_bar(iterable=programs, unit="program", leave=False):
-        x = jax.ShapeDtypeStruct(SHAPE, jnp.dtype(dtype))
-        function, arguments = DIRECTIONS[direction](LAYERS[layer][library](x), x)
-        about = {"layer": layer, "library": library, "direction": direction, "dtype": dtype}
-        results.append(about | figures(compile_for_h200(function, *arguments), x))
-    tables = [_table(direction, dtype, results) for direction, dtype in itertools.product(DIRECTIONS, DTYPES)]
+    all_work = [(part, work) for part in options.only for work in PARTS[part]()]
+    for part, work in progress_bar(iterable=all_work, unit="program", leave=False):
+        function, arguments = work.program()
+        results.append({"part": part, **work.about, **figures(compile_for_h200(function, *arguments))})
+    tables = []
+    for part, tables_of in (("layers", _tables_of_layers), ("steps", _tables_of_steps)):
+        if part in options.only:
+            tables += tables_of([result for result in results if result["part"] == part])
     made_with = f"`{parser.prog}`, jax {jax.__version__}, no autotuning. Nothing was run."
-    how_to_read = _HOW_TO_READ.format(shape="x".join(map(str, SHAPE)))
-    publish(parser, out, "gpu_programs", "Programs compiled for an H200", (made_with, how_to_read), tables, results)
+    shape = "x".join(map(str, SHAPE))
+    how_to_read = _HOW_TO_READ.format(shape=shape, bandwidth=BANDWIDTH / 1e12, speed=INTEGER_SPEED / 1e12)
+    publish(parser, folder, "gpu_programs", "Programs compiled for an H200", (made_with, how_to_read), tables, results)
     return 0
 
 

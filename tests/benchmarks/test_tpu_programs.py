@@ -1,5 +1,6 @@
 """The command that compiles the layers for TPUs: what it reads in small programs; and with the compiler, what it must find."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from promises import each, new_key, varied_and_rest
 
 from jaxnorm.benchmarks import tpu_programs
 from jaxnorm.benchmarks._compiled_steps import STEPS, Step, perceptron
+from jaxnorm.benchmarks._networks import transformer
 from jaxnorm.benchmarks._rows import norm
 from jaxnorm.benchmarks._tpu_compiler import VARIABLE, TpuProgram, compile_for_tpu, find_compiler, mesh_of, read_program
 from jaxnorm.benchmarks.gpu_programs import LAYERS
@@ -176,19 +178,23 @@ def test_dropout_takes_fewer_cycles_than_flax_and_makes_no_copies(shape, bits):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.jax_defaults
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("six convolutions, 64x14x14x256", 1.1),
+        ("six convolutions, 64x14x14x256", 1.07),
         ("residual perceptrons with layer norm", 1.05),
         ("perceptron with batch norm and dropout", 0.7),
         ("transformer with dropout", 0.8),
     ],
 )
 def test_a_step_takes_no_more_cycles_than_with_flax(name, most):
-    ours, flax = (STEPS[name].program(which) for which in ("jaxnorm", "flax linen"))
+    step = STEPS[name]
+    if name.startswith("transformer"):  # of one layer, which takes half the time to compile
+        step = step._replace(network=functools.partial(transformer, depth=1, width=1024, heads=16))
+    ours, flax = (step.program(which) for which in ("jaxnorm", "flax linen"))
     mesh = mesh_of("v5e:2x2", (1,))
     cycles = [compile_for_tpu(function, *arguments, mesh=mesh).cycles for function, arguments in (ours, flax)]
     assert cycles[0] <= most * cycles[1]
