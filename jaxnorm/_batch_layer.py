@@ -3,9 +3,10 @@
 A layer checks its arguments into a `BatchCall`, and says by it what it does in each mode:
 
     def training():
-        batch = call.moments()
+        wide = widened(call.x)
+        batch = call.moments(wide)
         mean, var = call.counted(batch.n, RunningStats(batch.mean, batch.var), call.running)
-        return call.normalize(mean, var), call.averaged(batch.n, RunningStats(batch.mean, batch.var))
+        return call.normalize(mean, var, wide=wide), call.averaged(batch.n, RunningStats(batch.mean, batch.var))
 
     def inference():
         return call.normalize(*call.running), call.state
@@ -118,9 +119,9 @@ class BatchCall:
             "axis_index_groups": self.axis_index_groups,
         }
 
-    def moments(self) -> Moments:
-        """Returns the moments of the batch."""
-        return moments(self.x, self.axes, **self.pooling)
+    def moments(self, wide: jax.Array) -> Moments:
+        """Returns the moments of the batch, through whose `widened` x gradients flow."""
+        return moments(self.x, self.axes, wide=wide, **self.pooling)
 
     def counted(self, n: jax.Array, batch: Any, running: Any) -> Any:
         """Returns statistics of the batch, but running ones where nothing is counted; n has their leading axes."""

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxnorm._axes import explicit_sharding, other_axes
 from jaxnorm._compiler import recomputed
 from jaxnorm._moments import AxisName, Found, around_the_mean, combine_means, count, from_devices, is_near, select, shift_along
+from jaxnorm._types import widened
 
 
 class Covariances(NamedTuple):
@@ -27,6 +28,7 @@ def covariances(
     axes: Sequence[int],
     *,
     near: jax.Array,
+    wide: jax.Array | None = None,
     where: jax.Array | None = None,
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
@@ -37,13 +39,15 @@ def covariances(
       x: array of real numbers, of which the two axes that are not in `axes` are the groups and the channels in a group.
       axes: reduced axes, counted from the front.
       near: a guess at the mean, `[G, g]`, as in `moments`.
+      wide: `widened(x)`, as in `moments`.
       where: bool array of x's rank that broadcasts to x, with size 1 along groups and channels.
       axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
       axis_index_groups: groups of indices along `axis_name` that are pooled separately.
     """
     axes = tuple(axes)
     n = jnp.squeeze(count(x, axes, where))  # for all channels, as where is
-    mean, cov = _mean_and_cov(x, where, jnp.maximum(n, 1), shift_along(x, axes, near), axes)
+    wide = widened(x) if wide is None else wide
+    mean, cov = _mean_and_cov(x, wide, where, jnp.maximum(n, 1), shift_along(x, axes, near), axes)
     local = Covariances(mean, cov, n + jnp.zeros_like(mean[:, 0]))
     return local if axis_name is None else combine_covariances(from_devices(local, axis_name, axis_index_groups))
 
@@ -59,10 +63,12 @@ def combine_covariances(parts: Covariances) -> Covariances:
     return Covariances(mean[0], jnp.sum(weight[..., None] * (parts.cov + _outer(parts.mean - mean)), 0), n[0])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _mean_and_cov(
-    x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array, axes: tuple[int, ...]
+    x: jax.Array, wide: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array, axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and covariance of the counted vectors of x, with the derivatives of those of `wide`, which is the same."""
+
     def sums(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         centered = select(where, x.astype(shift.dtype) - jnp.expand_dims(shift, axes))
         return jnp.sum(centered, axes), _products(centered, centered, axes)
@@ -79,17 +85,17 @@ def _mean_and_cov(
 @_mean_and_cov.defjvp
 def _mean_and_cov_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
     """`dmean = sum(dx) / n`, `dcov = sum((x - mean) dx^T + dx (x - mean)^T) / n`."""
-    x, where, n, shift = primals
-    mean, cov = _mean_and_cov(x, where, n, shift, axes)
+    x, wide, where, n, shift = primals
+    mean, cov = _mean_and_cov(x, wide, where, n, shift, axes)
 
     @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
-        dx = select(where, dx.astype(mean.dtype))
+        dx = select(where, dx)
         centered = select(where, x.astype(mean.dtype) - jnp.expand_dims(mean, axes))
         half = _products(centered, dx, axes) / n
         return jnp.sum(dx, axes) / n, half + half.mT
 
-    return (mean, cov), tangent(x, mean, tangents[0])
+    return (mean, cov), tangent(x, mean, tangents[1])
 
 
 def _products(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -23,7 +23,7 @@ from jax.sharding import reshard
 
 from jaxnorm._axes import count_of, in_parts, shared_sharding, vary, varying
 from jaxnorm._compiler import recomputed, unshared
-from jaxnorm._types import real_dtype, wide_dtype
+from jaxnorm._types import real_dtype, wide_dtype, widened
 
 AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
@@ -45,6 +45,7 @@ def moments(
     axes: Sequence[int],
     *,
     near: jax.Array | None = None,
+    wide: jax.Array | None = None,
     where: jax.Array | None = None,
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
@@ -59,6 +60,7 @@ def moments(
       axes: reduced axes, counted from the front.
       near: a guess at the mean for each position that is not reduced, or None where there is none. A bad one costs time and
         nothing else, whatever it is. No gradient flows into it.
+      wide: `widened(x)`, if something else is made of x too: the gradient flows to it.
       where: bool array of x's rank that broadcasts to x.
       axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
       axis_index_groups: groups of indices along `axis_name` that are pooled separately.
@@ -68,7 +70,9 @@ def moments(
     """
     axes = tuple(axes)
     n = count(x, axes, where)
-    mean, var = _mean_and_var(x, where, jnp.maximum(n, 1), None if near is None else shift_along(x, axes, near), axes)
+    shift = None if near is None else shift_along(x, axes, near)
+    wide = widened(x) if wide is None else wide
+    mean, var = _mean_and_var(x, wide, where, jnp.maximum(n, 1), shift, axes)
     local = Moments(mean, var, n + jnp.zeros_like(var))
     return local if axis_name is None else combine_moments(from_devices(local, axis_name, axis_index_groups))
 
@@ -101,17 +105,25 @@ def combine_means(weight: jax.Array, means: jax.Array) -> jax.Array:
     return rough + jnp.sum(weight * (means - rough), 0, keepdims=True)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _mean_and_var(
-    x: jax.Array, where: jax.Array | None, n: jax.Array, shift: jax.Array | None, axes: tuple[int, ...], derived: bool = False
+    x: jax.Array,
+    wide: jax.Array,
+    where: jax.Array | None,
+    n: jax.Array,
+    shift: jax.Array | None,
+    axes: tuple[int, ...],
+    derived: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance of the counted elements."""
+    """Returns mean and variance of the counted elements of x, with the derivatives of those of `wide`, which is the same."""
 
     def sums(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        wide = x.astype(shift.dtype)
-        centered = select(where, wide - jnp.expand_dims(shift, axes))
+        def around(shift: jax.Array) -> jax.Array:
+            return select(where, x.astype(shift.dtype) - jnp.expand_dims(shift, axes))
+
+        centered = around(shift)
         # A selection goes to memory there anyway, once for both.
-        again = wide - jnp.expand_dims(unshared(shift), axes) if where is None else centered
+        again = around(unshared(shift)) if where is None else centered
         return jnp.sum(centered, axes), jnp.sum(abs_square(again), axes)
 
     def found(first: jax.Array, squares: jax.Array) -> Found:
@@ -129,16 +141,16 @@ def _mean_and_var_jvp(axes: tuple[int, ...], derived: bool, primals: Any, tangen
 
     Two sums over dx, and nothing kept but x and the mean: autodiff of the sums above would take three, and keep `x - mean`.
     """
-    x, where, n, shift = primals
-    mean, var = _mean_and_var(x, where, n, shift, axes, True)
+    x, wide, where, n, shift = primals
+    mean, var = _mean_and_var(x, wide, where, n, shift, axes, True)
 
     @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
-        dx = select(where, dx.astype(mean.dtype))
+        dx = select(where, dx)
         along = select(where, x.astype(mean.dtype) - jnp.expand_dims(unshared(mean), axes)).conj() * dx
         return jnp.sum(dx, axes) / n.astype(mean.dtype), 2 * jnp.sum(along.real, axes) / n
 
-    return (mean, var), tangent(x, mean, tangents[0])
+    return (mean, var), tangent(x, mean, tangents[1])
 
 
 def _in_two_passes(

@@ -11,6 +11,7 @@ from jax.sharding import reshard
 
 from jaxnorm._axes import match_sharding, other_axes, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
+from jaxnorm._types import widened
 
 Activation = Callable[[jax.Array], jax.Array]
 """A function of single elements, as `jax.nn.relu`."""
@@ -25,6 +26,7 @@ def normalize(
     *,
     epsilon: Any,
     axes: Sequence[int],
+    wide: jax.Array | None = None,
     feature_axes: Sequence[int] | None = None,
     where: jax.Array | None = None,
     residual: jax.Array | None = None,
@@ -44,6 +46,7 @@ def normalize(
       bias: offset, or None; shaped as the scale.
       epsilon: added to the variance.
       axes: the axes of x along which the statistics are shared.
+      wide: `widened(x)`, if something else is made of x too: the gradient flows to it.
       feature_axes: the axes of x along which scale and bias vary, ascending; None for those that the statistics have.
       where: bool array of x's rank that broadcasts to x. Elsewhere x may be NaN or infinite: it then adds nothing to the bias
         (and the residual), and has gradient 0.
@@ -58,7 +61,8 @@ def normalize(
     if gain is not None and along.features == axes:
         factor, gain = factor * match_sharding(gain, factor), None
     bias = None if bias is None else bias.astype(mean.dtype)
-    return _output(_Parts(x, where, residual, mean, factor, gain, bias), along, activation, jnp.dtype(dtype or x.dtype))
+    wide = widened(x) if wide is None else wide
+    return _output(_Parts(x, wide, where, residual, mean, factor, gain, bias), along, activation, jnp.dtype(dtype or x.dtype))
 
 
 class _Axes(NamedTuple):
@@ -69,12 +73,13 @@ class _Axes(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What a normalized element is made of: x, and numbers for each position along some of its axes, which have no others.
+    """What a normalized element is made of: x, whose derivatives are those of `wide`, and numbers along some of its axes.
 
-    So the rules compute with few numbers of one shape, of which the compilers make one step, until they meet x.
+    These have no other axes, so that the rules compute with few numbers of one shape until they meet x, in one step.
     """
 
     x: jax.Array
+    wide: jax.Array | None
     where: jax.Array | None
     residual: jax.Array | None
     mean: jax.Array
@@ -91,7 +96,7 @@ def _output(parts: _Parts, along: _Axes, activation: Activation | None, dtype: A
 
 
 def _before_activation(parts: _Parts, along: _Axes) -> jax.Array:
-    x, where, residual, mean, factor, gain, bias = parts
+    x, _, where, residual, mean, factor, gain, bias = parts
     of_statistics, of_features = _spreads(x, along)
     centered = valid(x, where, x.astype(mean.dtype) - of_statistics(mean))
     z = centered * of_statistics(factor)
@@ -130,12 +135,12 @@ def _output_jvp(along: _Axes, activation: Activation | None, dtype: Any, primals
         return value if gain is None else value * of_features(gain)
 
     def from_elements(parts: _Parts, dx: jax.Array, dresidual: jax.Array | None) -> jax.Array:
-        x, where, _, mean, factor, gain, _ = _apart(parts, 2)
-        dz = valid(x, where, gained(gain, dx.astype(mean.dtype) * of_statistics(factor)))
+        x, _, where, _, _, factor, gain, _ = _apart(parts, 2)
+        dz = valid(x, where, gained(gain, dx * of_statistics(factor)))
         return dz if dresidual is None else dz + dresidual.astype(dz.dtype)
 
     def from_statistics(parts: _Parts, dmean: jax.Array, dfactor: jax.Array, dgain: Any, dbias: Any) -> jax.Array:
-        x, where, _, mean, factor, gain, _ = _apart(parts, 0)
+        x, _, where, _, mean, factor, gain, _ = _apart(parts, 0)
 
         def centered(copy: int) -> jax.Array:
             return valid(x, where, x.astype(mean.dtype) - of_statistics(unshared(mean, copy)))
@@ -163,14 +168,15 @@ def _output_jvp(along: _Axes, activation: Activation | None, dtype: Any, primals
 
     @recomputed
     def through_statistics(parts: _Parts, *tangents: Any) -> jax.Array:
-        parts = _Parts(*parts[:3], *jax.tree.map(unshared, parts[3:]))
+        parts = _Parts(*parts[:4], *jax.tree.map(unshared, parts[4:]))
         return activated(parts, from_statistics(parts, *tangents))
 
     y = _output(parts, along, activation, dtype)
+    parts = parts._replace(wide=None)  # of which nothing but the derivative is used
     statistics = d.mean, d.factor, d.gain, d.bias
     if activation is None:
-        return y, at_once(parts, d.x, d.residual, *statistics)
-    return y, through_elements(parts, d.x, d.residual) + through_statistics(parts, *statistics)
+        return y, at_once(parts, d.wide, d.residual, *statistics)
+    return y, through_elements(parts, d.wide, d.residual) + through_statistics(parts, *statistics)
 
 
 def _apart(parts: _Parts, copy: int) -> _Parts:

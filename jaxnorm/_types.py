@@ -48,6 +48,15 @@ def wide_dtype(dtype: Any) -> np.dtype:
     return np.dtype(np.float32)
 
 
+def widened(x: jax.Array) -> jax.Array:
+    """Returns x in the type that it is computed in.
+
+    A layer with statistics takes it once, for the derivatives of all that it makes of x: these then are summed in this type, and
+    the gradient is rounded once. For its value x itself is read, which is what is kept.
+    """
+    return x.astype(wide_dtype(x.dtype))
+
+
 def real_dtype(dtype: Any) -> np.dtype:
     """Returns the type of the real part of a number of this type."""
     return np.dtype(jnp.finfo(dtype).dtype)

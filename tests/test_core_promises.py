@@ -222,11 +222,19 @@ def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -> None:
     arguments = row.lane(1, dtype)
-    y, state = jax.device_get(quick_jit(row.case.__call__)(row.keys[1], arguments))
-    expected, expected_state = jax.device_get(row.eager(1, {**arguments, "x": arguments["x"].astype(np.float32)}))
-    assert y.dtype == dtype
-    np.testing.assert_allclose(np.float64(y), np.float64(expected), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
-    assert np.mean(y == expected.astype(dtype)) > 0.98
+    x = arguments["x"]
+    given = weights(x)
+
+    def run(key: jax.Array, x: jax.Array, given: jax.Array) -> Any:
+        y, pullback, state = jax.vjp(lambda x: row.case(key, {**arguments, "x": x}), x, has_aux=True)
+        return y, pullback(given.astype(y.dtype))[0], state
+
+    *halves, state = jax.device_get(quick_jit(run)(row.keys[1], x, given))
+    *wholes, expected_state = jax.device_get(run(row.keys[1], x.astype(np.float32), given.astype(np.float32)))
+    for half, whole in zip(halves, wholes, strict=True):
+        assert half.dtype == dtype
+        np.testing.assert_allclose(np.float64(half), np.float64(whole), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+        assert np.mean(half == whole.astype(dtype)) > 0.98
     assert_equal_but_for_rounding(state, expected_state)
 
 

@@ -11,7 +11,7 @@ from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_elementwise, check_float, check_shape
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import Activation
-from jaxnorm._types import AffineParams, RunningStats, wide_dtype
+from jaxnorm._types import AffineParams, RunningStats, wide_dtype, widened
 
 
 def init_batch_norm(
@@ -156,9 +156,11 @@ def _batch_norm(
     output = functools.partial(call.normalize, residual=residual, activation=activation)
 
     def training() -> tuple[jax.Array, RunningStats]:
-        batch = call.moments()
+        wide = widened(call.x)
+        batch = call.moments(wide)
         seen = call.counted(batch.n, RunningStats(batch.mean, batch.var), call.running)
-        return output(*seen), call.averaged(batch.n, RunningStats(batch.mean, to_average(batch.var, batch.n, unbiased)))
+        new = RunningStats(batch.mean, to_average(batch.var, batch.n, unbiased))
+        return output(*seen, wide=wide), call.averaged(batch.n, new)
 
     def inference() -> tuple[jax.Array, RunningStats]:
         return output(*call.running), call.state

@@ -14,7 +14,7 @@ from jaxnorm._axes import match_sharding
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_scalar
 from jaxnorm._moments import AxisName
-from jaxnorm._types import AffineParams, RenormStats
+from jaxnorm._types import AffineParams, RenormStats, widened
 
 
 def init_batch_renorm(
@@ -141,7 +141,8 @@ def batch_renorm(
 @jax.jit
 def _batch_renorm(call: BatchCall, r_max: Scalar, d_max: Scalar) -> tuple[jax.Array, RenormStats]:
     def training() -> tuple[jax.Array, RenormStats]:
-        batch = call.moments()
+        wide = widened(call.x)
+        batch = call.moments(wide)
         own = RenormStats(batch.mean, jnp.sqrt(batch.var + jnp.asarray(call.epsilon, batch.var.dtype)))
         seen = call.counted(batch.n, own, call.running)
         r, d = _correction(seen, call.running, r_max, d_max)
@@ -150,7 +151,8 @@ def _batch_renorm(call: BatchCall, r_max: Scalar, d_max: Scalar) -> tuple[jax.Ar
             scale=r if scale is None else r * scale.astype(r.dtype),
             bias=(d if scale is None else d * scale.astype(d.dtype)) + (0 if bias is None else bias.astype(d.dtype)),
         )
-        return call.normalize(seen.mean, lax.square(seen.std), affine=affine, epsilon=0), call.averaged(batch.n, own)
+        y = call.normalize(seen.mean, lax.square(seen.std), wide=wide, affine=affine, epsilon=0)
+        return y, call.averaged(batch.n, own)
 
     def inference() -> tuple[jax.Array, RenormStats]:
         mean, std = call.running

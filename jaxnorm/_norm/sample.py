@@ -25,7 +25,7 @@ from jaxnorm._checks import (
 )
 from jaxnorm._moments import AxisName, moments
 from jaxnorm._normalize import normalize
-from jaxnorm._types import AffineParams
+from jaxnorm._types import AffineParams, widened
 
 
 def init_layer_norm(
@@ -136,7 +136,10 @@ def _layer_norm(
     dtype: np.dtype,
 ) -> jax.Array:
     with jax.named_scope("jaxnorm.layer_norm"):
-        mean, var, n = moments(x, reduced, where=where, axis_name=names[0], axis_index_groups=names[1])
+        wide = widened(x)
+        mean, var, n = moments(x, reduced, wide=wide, where=where, axis_name=names[0], axis_index_groups=names[1])
         if where is not None:
             var = jnp.where(n > 0, var, jnp.inf)  # of nothing nothing is known: 1 / sqrt(inf) = 0
-        return normalize(x, mean, var, *params, epsilon=epsilon, axes=reduced, feature_axes=features, where=where, dtype=dtype)
+        return normalize(
+            x, mean, var, *params, epsilon=epsilon, axes=reduced, wide=wide, feature_axes=features, where=where, dtype=dtype
+        )

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxnorm._axes import is_known, merge_axes, split_axis
+from jaxnorm._axes import is_known, merge_axes, other_axes, split_axis
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_size
 from jaxnorm._compiler import recomputed
@@ -20,7 +21,7 @@ from jaxnorm._covariance import covariances
 from jaxnorm._inverse_root import inverse_root
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import valid
-from jaxnorm._types import AffineParams, CovarianceStats
+from jaxnorm._types import AffineParams, CovarianceStats, widened
 
 
 def init_decorrelated_batch_norm(
@@ -182,19 +183,21 @@ def _groups(channels: Any, group_size: int) -> int:
 def _decorrelated_batch_norm(whole: BatchCall, *, group_size: int, unbiased: bool) -> tuple[jax.Array, CovarianceStats]:
     call = _in_groups(whole, group_size)
 
-    def whitened(mean: jax.Array, cov: jax.Array) -> jax.Array:
+    def whitened(wide: jax.Array, mean: jax.Array, cov: jax.Array) -> jax.Array:
         identity = jnp.eye(group_size, dtype=cov.dtype)[None]
         w = inverse_root(cov + jnp.asarray(call.epsilon, cov.dtype) * identity)
-        return merge_axes(_whiten(call, mean, w), whole.channels[0], whole.x)
+        y = _whiten(call.x, wide, call.where, call.params, mean, w, call.channels, call.dtype)
+        return merge_axes(y, whole.channels[0], whole.x)
 
     def training() -> tuple[jax.Array, CovarianceStats]:
-        batch = covariances(call.x, call.axes, **call.pooling)
+        wide = widened(call.x)
+        batch = covariances(call.x, call.axes, wide=wide, **call.pooling)
         seen = call.counted(batch.n, CovarianceStats(batch.mean, batch.cov), call.running)
         new = call.averaged(batch.n, CovarianceStats(batch.mean, to_average(batch.cov, batch.n, unbiased)))
-        return whitened(*seen), new._replace(mean=merge_axes(new.mean, 0, whole.state.mean))
+        return whitened(wide, *seen), new._replace(mean=merge_axes(new.mean, 0, whole.state.mean))
 
     def inference() -> tuple[jax.Array, CovarianceStats]:
-        return whitened(*call.running), whole.state
+        return whitened(widened(call.x), *call.running), whole.state
 
     with jax.named_scope("jaxnorm.decorrelated_batch_norm"):
         return call.run(training, inference)
@@ -214,20 +217,48 @@ def _in_groups(call: BatchCall, group_size: int) -> BatchCall:
     )
 
 
-def _whiten(call: BatchCall, mean: jax.Array, w: jax.Array) -> jax.Array:
-    """Returns `scale W (x - mean) + bias`, for whose gradient x is kept, and no array of its size between."""
-    group, channel = call.channels
+@functools.partial(jax.custom_jvp, nondiff_argnums=(6, 7))
+def _whiten(
+    x: jax.Array,
+    wide: jax.Array,
+    where: jax.Array | None,
+    params: AffineParams,
+    mean: jax.Array,
+    w: jax.Array,
+    channels: tuple[int, int],
+    dtype: np.dtype,
+) -> jax.Array:
+    """Returns `scale W (x - mean) + bias`, with the derivatives of that of `wide`, which is the same."""
+    return _of_wide(x.astype(mean.dtype), where, params, mean, w, channels).astype(dtype)
+
+
+def _of_wide(
+    x: jax.Array, where: jax.Array | None, params: AffineParams, mean: jax.Array, w: jax.Array, channels: tuple[int, int]
+) -> jax.Array:
+    group, channel = channels
+    axes = other_axes(channels, x.ndim)
 
     def along_x(a: jax.Array) -> jax.Array:
-        return jnp.expand_dims(a.astype(mean.dtype), call.axes)
+        return jnp.expand_dims(a.astype(mean.dtype), axes)
+
+    centered = valid(x, where, x - along_x(mean))
+    # The groups come first, then the axes of the batch, then the channels of a group.
+    y = lax.dot_general(centered, w, (((channel,), (2,)), ((group,), (0,))), precision=lax.Precision.HIGHEST)
+    y = jnp.moveaxis(y, (0, -1), (group, channel))
+    y = y if params.scale is None else y * along_x(params.scale)
+    return y if params.bias is None else y + along_x(params.bias)
+
+
+@_whiten.defjvp
+def _whiten_jvp(channels: tuple[int, int], dtype: np.dtype, primals: Any, tangents: Any) -> Any:
+    """Keeps x, and no array of its size between."""
+    x, _, where, *statistics = primals
 
     @recomputed
-    def apply(x: jax.Array, params: AffineParams, mean: jax.Array, w: jax.Array) -> jax.Array:
-        centered = valid(x, call.where, x.astype(mean.dtype) - along_x(mean))
-        # The groups come first, then the axes of the batch, then the channels of a group.
-        y = lax.dot_general(centered, w, (((channel,), (2,)), ((group,), (0,))), precision=lax.Precision.HIGHEST)
-        y = jnp.moveaxis(y, (0, -1), (group, channel))
-        y = y if params.scale is None else y * along_x(params.scale)
-        return (y if params.bias is None else y + along_x(params.bias)).astype(call.dtype)
+    def tangent(x: jax.Array, where: jax.Array | None, statistics: Any, dx: jax.Array, moved: Any) -> jax.Array:
+        def y(x: jax.Array, params: AffineParams, mean: jax.Array, w: jax.Array) -> jax.Array:
+            return _of_wide(x, where, params, mean, w, channels)
 
-    return apply(call.x, call.params, mean, w)
+        return jax.jvp(y, (x.astype(dx.dtype), *statistics), (dx, *moved))[1].astype(dtype)
+
+    return _whiten(*primals, channels, dtype), tangent(x, where, statistics, tangents[1], tangents[3:])
