@@ -11,7 +11,7 @@ from cases import CASES, Case, data
 from numpy.testing import assert_allclose, assert_array_equal
 from promises import each, rows
 
-from jaxnorm import AffineParams, RunningStats, batch_norm, dropout, init_batch_norm
+from jaxnorm import AffineParams, RunningStats, batch_norm, dropout, init_batch_norm, init_layer_norm, layer_norm
 
 HALF = (jnp.float16, jnp.bfloat16)
 FLOATS = (*HALF, jnp.float32, jnp.float8_e4m3fn)
@@ -169,6 +169,28 @@ def test_statistics_of_half_precision_are_those_of_its_values(dtype: Any) -> Non
         assert_allclose(new.mean, true_mean.ravel(), rtol=1e-6)
         assert_allclose(new.var, true_var.ravel(), rtol=1e-5)
         assert_allclose(np.asarray(y, np.float64).std(axes), 1, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        (lambda x: batch_norm(*init_batch_norm(64), x, train=True)[0], 0),
+        (lambda x: layer_norm(init_layer_norm(64), x, epsilon=1e-5), 1),
+    ],
+    ids=["batch_norm", "layer_norm"],
+)
+def test_what_a_gradient_has_in_common_costs_no_digits(layer: Any, axis: int) -> None:
+    """The larger part of what comes in goes again, through the statistics: before it is rounded, or something stays."""
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(mean, std, (256, 64)), jnp.bfloat16) for mean, std in ((1, 2), (3, 0.1)))
+    (dx,) = jax.vjp(layer, x)[1](dy)
+    wide, given = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    mean, var, _ = oracles.moments(wide, (axis,))
+    normalized = (wide - mean) / np.sqrt(var + 1e-5)
+    means = (np.mean(a, axis, keepdims=True) for a in (given, given * normalized))
+    expected = (given - next(means) - normalized * next(means)) / np.sqrt(var + 1e-5)
+    off = np.sqrt(np.mean((np.asarray(dx, np.float64) - expected) ** 2) / np.mean(expected**2))
+    assert off < 0.002
 
 
 def test_squares_that_overflow_float16_and_epsilons_that_underflow_it() -> None:
