@@ -91,14 +91,21 @@ LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "batch norm, inference": {"jaxnorm": norm(train=False), "flax linen": partial(linen.batch_norm, train=False)},
     "batch norm and ReLU": {"jaxnorm": norm(activation=jax.nn.relu), "flax linen": with_relu(linen.batch_norm)},
     "batch norm with where": {"jaxnorm": _norm_where, "flax linen": _linen_norm_where},
+    "batch norm, channels first": {
+        "jaxnorm": norm(channels_first=True),
+        "flax linen": partial(linen.batch_norm, channels_first=True),
+    },
+    "batch renorm": {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)},
     "layer norm": {"jaxnorm": layer_norm, **linen.LAYERS["layer_norm"]},
 }
 """Makers of layers for an x of a shape and dtype, by what they are and whose they are."""
 
 
 def forward(layer: Layer, x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Returns the program of the layer alone, and its arguments or their shapes."""
-    return layer.apply, (jax.random.key(0, impl=layer.key_impl), layer.params, layer.state, x)
+    """Returns the program of the layer alone, and its arguments or their shapes; x is moved where the channels come first."""
+    shape = (x.shape[0], x.shape[-1], *x.shape[1:-1]) if layer.channels_first else x.shape
+    given = jax.ShapeDtypeStruct(shape, x.dtype)
+    return layer.apply, (jax.random.key(0, impl=layer.key_impl), layer.params, layer.state, given)
 
 
 def forward_and_backward(layer: Layer, x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], tuple[Any, ...]]:

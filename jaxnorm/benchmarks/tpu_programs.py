@@ -45,6 +45,7 @@ _POOLED: Mapping[str, Builder] = {
     "layer norm: jaxnorm": layer_norm,
 }
 _PLAIN = "x * c"
+_OF_IMAGES = ("dropout of channels", "batch norm, channels first")
 _ALL_LAYERS = {_PLAIN: {"": scaled}, **LAYERS}
 
 _DESCRIPTION = "Compile the layers and whole training steps for TPUs, without running them, and show the compiler's estimates."
@@ -91,7 +92,8 @@ def forward_then_backward(build: Builder, x: jax.ShapeDtypeStruct) -> tuple[Call
         y, cotangent = lax.optimization_barrier((y, cotangent))
         return y, pullback(cotangent), state
 
-    return work, (*forward(layer, x)[1], x)
+    arguments = forward(layer, x)[1]
+    return work, (*arguments, arguments[-1])
 
 
 def _forward(build: Builder, x: jax.ShapeDtypeStruct) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -104,7 +106,7 @@ def _layers(chips: Sequence[str]) -> Iterator[Work]:
     for chip, shape, dtype in itertools.product(chips, SHAPES, DTYPES):
         x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
         for name, library in _names():
-            if len(shape) > 2 or name != "dropout of channels":
+            if len(shape) > 2 or name not in _OF_IMAGES:
                 about = {"chip": chip, "x": "x".join(map(str, shape)), "dtype": dtype, "layer": name, "library": library}
                 program = functools.partial(forward_then_backward, _ALL_LAYERS[name][library], x)
                 yield Work("layers", about, (SMALLEST[chip], (1,)), program)
