@@ -161,7 +161,7 @@ def _in_two_passes(
     Alone, and together with what normalizes, the sums of a row are one loop for a CPU, which shares `x - shift`. Where they are
     `derived`, it would go to memory for that.
     """
-    wide = x.astype(wide_dtype(x.dtype))
+    wide = widened(x)
 
     def mean_of(x: jax.Array) -> jax.Array:
         return jnp.sum(select(where, x), axes) / n.astype(x.dtype)

@@ -32,6 +32,11 @@ class Layer(NamedTuple):
     channels_first: bool = False
 
 
+def as_input(layer: Layer, x: jax.Array) -> jax.Array:
+    """Returns x, whose channels come last, as the layer takes it."""
+    return jnp.moveaxis(x, -1, 1) if layer.channels_first else x
+
+
 class TorchLayer(NamedTuple):
     """A layer of PyTorch.
 

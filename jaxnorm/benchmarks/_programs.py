@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm.benchmarks import _torch_programs
 from jaxnorm.benchmarks._costs import compile_program, residuals
-from jaxnorm.benchmarks._layer import AXIS, Builder, Layer, TorchLayer, with_gradient
+from jaxnorm.benchmarks._layer import AXIS, Builder, Layer, TorchLayer, as_input, with_gradient
 from jaxnorm.benchmarks._measure import Program
 
 LAYERS_TO_COMPILE = 48
@@ -107,8 +107,7 @@ def _arguments(layer: Layer, problem: Problem) -> tuple[jax.Array, Any, Any, jax
 
 
 def _as_input(layer: Layer, problem: Problem, x: jax.Array) -> jax.Array:
-    if layer.channels_first:
-        x = jnp.moveaxis(x, -1, 1)
+    x = as_input(layer, x)
     return x if problem.mesh is None else jax.device_put(x, NamedSharding(problem.mesh, PartitionSpec(AXIS)))
 
 
