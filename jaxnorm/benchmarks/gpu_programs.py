@@ -12,23 +12,21 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 import jaxnorm
-from jaxnorm._progress import progress_bar
 from jaxnorm.benchmarks._compiled_steps import STEPS
 from jaxnorm.benchmarks._gpu_compiler import compile_for_h200, connect_compiler
 from jaxnorm.benchmarks._gpu_kernels import Program
 from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, as_input, with_gradient, with_relu
 from jaxnorm.benchmarks._peers import linen
-from jaxnorm.benchmarks._program_report import publish
+from jaxnorm.benchmarks._program_report import Part, Report, Work
 from jaxnorm.benchmarks._rows import layer_norm, noise, norm
-from jaxnorm.experiments._report import Table, make_folder
+from jaxnorm.experiments._report import Table
 
 SHAPE = (64, 56, 56, 256)
 DTYPES = ("float32", "bfloat16")
@@ -39,15 +37,15 @@ INTEGER_SPEED = 16.7e12
 """Operations on 32-bit integers that an H200 does a second: 64 a cycle on each of 132 processors, at 1.98 GHz."""
 
 _SHARED = (1, 2)  # axes along which elements share a draw, as when whole channels are dropped
-_DESCRIPTION = "Compile the layers and training steps for an NVIDIA H200, without running them, and show what they consist of."
-_HOW_TO_READ = """\
-x of the layers is {shape}. *Main kernels* read or write at least a sixteenth as many elements as the largest array has;
-*reductions* are those that sum, into one array or *into several* at once, the others work element by element. *Tiny kernels* are
-the rest. *Passes*: what the main kernels read and write, in arrays of x's size. *Rotations*: those in Threefry's rounds for each
-4 elements of an output, in the kernel with most; a block of 64 bits takes 20 (Philox multiplies instead). *Temporaries*: what is
-allocated beside inputs and outputs. *Moved*: what all kernels read and write. *Roofline*: of each kernel the longer of its bytes
-at {bandwidth:.1f} TB/s and its integer operations at {speed:.1f} T/s, summed; what products and convolutions compute is left out.
-What stands in a branch is not counted: of our batch norm another sum, for steps whose running mean is far from the batch's."""
+_HOW_TO_READ = f"""\
+Without autotuning. x of the layers is {"x".join(map(str, SHAPE))}. *Main kernels* read or write at least a sixteenth as many
+elements as the largest array has; *reductions* are those that sum, into one array or *into several* at once, the others work
+element by element. *Tiny kernels* are the rest. *Passes*: what the main kernels read and write, in arrays of x's size.
+*Rotations*: those in Threefry's rounds for each 4 elements of an output, in the kernel with most; a block of 64 bits takes 20
+(Philox multiplies instead). *Temporaries*: what is allocated beside inputs and outputs. *Moved*: what all kernels read and write.
+*Roofline*: of each kernel the longer of its bytes at {BANDWIDTH / 1e12:.1f} TB/s and its integer operations at
+{INTEGER_SPEED / 1e12:.1f} T/s, summed; what products and convolutions compute is left out. What stands in a branch is not
+counted: of our batch norm another sum, for steps whose running mean is far from the batch's."""
 
 
 def _norm_where(x: jax.ShapeDtypeStruct) -> Layer:
@@ -132,14 +130,12 @@ def figures(program: Program) -> dict[str, Any]:
     }
 
 
-class Work(NamedTuple):
-    """A program to compile: what it is of, and what gives the function and its arguments."""
-
-    about: dict[str, str]
-    program: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
+def _compiled(program: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[str, Any]:
+    function, arguments = program()
+    return figures(compile_for_h200(function, *arguments))
 
 
-def _layers() -> Iterator[Work]:
+def _layers(_: argparse.Namespace) -> Iterator[Work]:
     def program(build: Callable[..., Any], direction: str, dtype: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         x = jax.ShapeDtypeStruct(SHAPE, jnp.dtype(dtype))
         return DIRECTIONS[direction](build(x), x)
@@ -147,13 +143,13 @@ def _layers() -> Iterator[Work]:
     layers = [(layer, library) for layer, libraries in LAYERS.items() for library in libraries]
     for direction, dtype, (layer, library) in itertools.product(DIRECTIONS, DTYPES, layers):
         about = {"layer": layer, "library": library, "direction": direction, "dtype": dtype}
-        yield Work(about, partial(program, LAYERS[layer][library], direction, dtype))
+        yield Work(about, partial(_compiled, partial(program, LAYERS[layer][library], direction, dtype)))
 
 
-def _steps() -> Iterator[Work]:
+def _steps(_: argparse.Namespace) -> Iterator[Work]:
     for name, step in STEPS.items():
         for library in step.contenders:
-            yield Work({"step": name, "library": library}, partial(step.program, library))
+            yield Work({"step": name, "library": library}, partial(_compiled, partial(step.program, library)))
 
 
 def _tables_of_layers(results: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -187,7 +183,13 @@ def _tables_of_steps(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [Table("Training steps", columns, lines)]
 
 
-_PARTS = {"layers": (_layers, _tables_of_layers), "steps": (_steps, _tables_of_steps)}
+_REPORT = Report(
+    name="gpu_programs",
+    description="Compile the layers and training steps for an H200, without running them, and show what they consist of.",
+    heading="Programs compiled for an H200",
+    how_to_read=_HOW_TO_READ,
+    parts={"layers": Part(_layers, _tables_of_layers), "steps": Part(_steps, _tables_of_steps)},
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,28 +204,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: after an error, said in one line, with status 2; with 1 if a file cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="python -m jaxnorm.benchmarks.gpu_programs", description=_DESCRIPTION)
-    parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS), help="parts of the report (default all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write gpu_programs.md and gpu_programs.json to")
+    parser = _REPORT.parser()
     options = parser.parse_args(argv)
     try:
         connect_compiler()
-        folder = None if options.out is None else make_folder(options.out)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    results = []
-    all_work = [(part, work) for part in options.only for work in _PARTS[part][0]()]
-    for part, work in progress_bar(iterable=all_work, unit="program", leave=False):
-        function, arguments = work.program()
-        results.append({"part": part, **work.about, **figures(compile_for_h200(function, *arguments))})
-    tables = []
-    for part, (_, tables_of) in _PARTS.items():
-        if part in options.only:
-            tables += tables_of([result for result in results if result["part"] == part])
-    made_with = f"`{parser.prog}`, jax {jax.__version__}, no autotuning. Nothing was run."
-    shape = "x".join(map(str, SHAPE))
-    how_to_read = _HOW_TO_READ.format(shape=shape, bandwidth=BANDWIDTH / 1e12, speed=INTEGER_SPEED / 1e12)
-    publish(parser, folder, "gpu_programs", "Programs compiled for an H200", (made_with, how_to_read), tables, results)
+    _REPORT.publish(parser, options)
     return 0
 
 

@@ -295,7 +295,7 @@ def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
     assert {f"{result['layer']}: {result['library']}" for result in results if result["part"] == "layers"} == set(names)
     assert {result["temporary_bytes"] for result in results} == {1234}
     markdown = (tmp_path / "gpu_programs.md").read_text()
-    assert "x of the layers is 4x3x3x8." in markdown
+    assert "x of the layers is 64x56x56x256." in markdown
     for library in step.contenders:
         assert markdown.count(f"| small: {library} | 2 | 2 | 0.00 | 0.00 | 0 |") == 1
     for name in names:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -103,9 +104,48 @@ def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
         assert lines.count(f"| {name} | {narrow} | {narrow} | 1.00, 3 copies | 1.00, 3 copies |") == 1
     for library in step.contenders:
         assert lines.count(f"| small: {library} | v6e | 7.00 | 1.000 | 3 | 5 |") == 1
-    assert lines.count("| batch norm: jaxnorm | v5e:16x16 | explicit | height | 2 all-reduce | 2 all-reduce |") == 1
+    for layer in ("batch norm", "batch norm with where"):
+        assert lines.count(f"| {layer}: jaxnorm | v5e:16x16 | explicit | height | 2 all-reduce | 2 all-reduce |") == 1
     assert {("v6e:2x2", (1,)), ("v5e:4x4", (4, 4), jax.sharding.AxisType.Auto)} <= set(compiled)
     assert "small: jaxnorm" in capsys.readouterr().out
+
+
+def test_a_run_that_was_ended_is_resumed(monkeypatch, capsys, tmp_path):
+    """The compiler fails at the third program: two are in the folder, and only the others are compiled in the next run."""
+    monkeypatch.setattr(tpu_programs, "STEPS", {name: STEPS[name] for name in list(STEPS)[-2:]})
+    monkeypatch.setattr(tpu_programs, "mesh_of", lambda *arguments: arguments)
+    left = [2]
+
+    def compile_some(function: Any, *arguments: Any, mesh: Any, specs: Any) -> TpuProgram:
+        if not left[0]:
+            raise RuntimeError("no more")
+        left[0] -= 1
+        return TpuProgram(1 + left[0], 0, 0, {})
+
+    monkeypatch.setattr(tpu_programs, "compile_for_tpu", compile_some)
+    command = ["--only", "steps", "--chips", "v5e", "--out", str(tmp_path)]
+    with pytest.raises(RuntimeError, match="no more"):
+        main(command)
+    path = tmp_path / "tpu_programs.json"
+    assert [result["cycles"] for result in json.loads(path.read_text())] == [2, 1]
+    left[0] = 104
+    assert main([*command, "--resume"]) == 0
+    assert [result["cycles"] for result in json.loads(path.read_text())] == [2, 1, 104, 103, 102, 101]
+    other_version = [result | {"jax": "0.1.0"} for result in json.loads(path.read_text())]
+    path.write_text(json.dumps(other_version))
+    left[0] = 0
+    with pytest.raises(RuntimeError, match="no more"):
+        main([*command, "--resume"])
+    capsys.readouterr()
+    path.write_text("no figures")
+    for arguments, complaint in (
+        (command, "cannot resume from .*tpu_programs.json"),
+        (command[:-2], "--resume must come with --out"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, "--resume"])
+        assert exit_.value.code == 2
+        assert re.search(complaint, capsys.readouterr().err)
 
 
 @pytest.mark.slow
