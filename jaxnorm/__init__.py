@@ -8,7 +8,9 @@ barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nes
 
 from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
 from jaxnorm._norm.batch import batch_norm, init_batch_norm
+from jaxnorm._norm.group import group_norm, init_group_norm, init_instance_norm, instance_norm
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
+from jaxnorm._norm.rms import gated_rms_norm, init_gated_rms_norm, init_rms_norm, rms_norm
 from jaxnorm._norm.sample import init_layer_norm, layer_norm
 from jaxnorm._norm.whitening import decorrelated_batch_norm, init_decorrelated_batch_norm
 from jaxnorm._types import AffineParams, CovarianceStats, RenormStats, RunningStats
@@ -25,12 +27,20 @@ __all__ = [
     "classic_dropout",
     "decorrelated_batch_norm",
     "dropout",
+    "gated_rms_norm",
     "gaussian_dropout",
+    "group_norm",
     "init_batch_norm",
     "init_batch_renorm",
     "init_decorrelated_batch_norm",
+    "init_gated_rms_norm",
+    "init_group_norm",
+    "init_instance_norm",
     "init_layer_norm",
+    "init_rms_norm",
+    "instance_norm",
     "layer_norm",
+    "rms_norm",
     "uniform_dropout",
     "weight_scaled",
 ]

@@ -11,8 +11,6 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 
-_MOST_PARTS = 64
-
 
 def canonical_axes(name: str, axes: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Returns `axes` sorted and counted from the front, or raises if one is out of range or named twice."""
@@ -82,15 +80,15 @@ def count_of(sizes: Iterable[Any], dtype: Any) -> jax.Array:
     return functools.reduce(jnp.multiply, factors, jnp.asarray(known, dtype))
 
 
-def in_parts(x: jax.Array, axis: int) -> jax.Array:
+def in_parts(x: jax.Array, axis: int, most: int) -> jax.Array:
     """Returns x with this axis split in two, `[parts, size / parts]`, such that devices that share the axis hold whole parts.
 
-    An explicit sharding says how many those are. An automatic one can't be seen: then up to 64 parts, a power of 2.
+    An explicit sharding says how many those are. An automatic one can't be seen: then up to so many parts, a power of 2.
     """
     size, sharding = x.shape[axis], explicit_sharding(x)
     if sharding is not None:
         return split_axis(x, axis, _devices_along(sharding, axis))
-    return split_axis(x, axis, math.gcd(size, _MOST_PARTS) if is_known(size) else 1)
+    return split_axis(x, axis, math.gcd(size, most) if is_known(size) else 1)
 
 
 def split_axis(x: jax.Array, axis: int, parts: int) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxnorm._types import AffineParams
+from jaxnorm._types import AffineParams, wide_dtype
 
 Scalar = Any
 """A number, or an array of them, concrete or traced."""
@@ -129,15 +129,18 @@ def check_type(name: str, value: Any, kind: type) -> None:
         raise TypeError(f"{name} must be {kind.__name__}, got {_show(value)}")
 
 
-def check_elementwise(name: str, function: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises unless `function` maps an array of this shape and dtype to one alike."""
-    if not callable(function):
-        raise TypeError(f"{name} must be a function of an array, got {_show(function)}")
-    got = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, dtype))
+def check_activation(activation: Any, x: jax.Array, *, optional: bool = True) -> None:
+    """Raises unless `activation` is a function that maps what is computed of x to an array alike; or None, if that is allowed."""
+    if optional and activation is None:
+        return
+    if not callable(activation):
+        raise TypeError(f"activation must be a function of an array, got {_show(activation)}")
+    shape, dtype = x.shape, wide_dtype(x.dtype)
+    got = jax.eval_shape(activation, jax.ShapeDtypeStruct(shape, dtype))
     if getattr(got, "dtype", None) != dtype:
-        raise TypeError(f"{name} must map {dtype}{list(shape)} to an array of the same dtype, got {_show(got)}")
+        raise TypeError(f"activation must map {dtype}{list(shape)} to an array of the same dtype, got {_show(got)}")
     if got.shape != shape:
-        raise ValueError(f"{name} must map {dtype}{list(shape)} to an array of the same shape, got {list(got.shape)}")
+        raise ValueError(f"activation must map {dtype}{list(shape)} to an array of the same shape, got {list(got.shape)}")
 
 
 def check_axis_name(axis_name: Any, groups: Any) -> tuple[Any, tuple[tuple[int, ...], ...] | None]:
@@ -179,6 +182,25 @@ def check_size(name: str, value: Any) -> int:
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     """Returns a size, or several, as a tuple, or raises unless each is a Python int of at least 1."""
     return tuple(check_size(name, size) for size in (value if isinstance(value, Sequence) else (value,)))
+
+
+def check_groups(channels: Any, *, num_groups: Any = None, group_size: Any = None) -> int:
+    """Returns how many groups the channels are in, or raises unless one of the two says so and they come out even."""
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(f"num_groups or group_size must be given, and not both, got {num_groups!r} and {group_size!r}")
+    name, value = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
+    check_size(name, value)
+    if not isinstance(channels, int | np.integer) or channels % value:
+        raise ValueError(f"{name} must divide the number of channels, {channels}, got {value}")
+    return int(value if group_size is None else channels // value)
+
+
+def check_residual(residual: Any, x: jax.Array) -> jax.Array | None:
+    """Returns what is added to a normalized x, or raises unless it is None or an array like x."""
+    if residual is not None:
+        residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(x))
+        check_shape("residual", residual, x.shape, "that of x")
+    return residual
 
 
 def check_bits(bits: Any, choices: tuple[int, ...]) -> int:

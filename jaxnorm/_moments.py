@@ -21,7 +21,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import reshard
 
-from jaxnorm._axes import count_of, in_parts, shared_sharding, vary, varying
+from jaxnorm._axes import count_of, in_parts, match_sharding, merge_axes, shared_sharding, split_axis, vary, varying
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype, widened
 
@@ -75,6 +75,66 @@ def moments(
     mean, var = _mean_and_var(x, wide, where, jnp.maximum(n, 1), shift, axes)
     local = Moments(mean, var, n + jnp.zeros_like(var))
     return local if axis_name is None else combine_moments(from_devices(local, axis_name, axis_index_groups))
+
+
+class MeanSquare(NamedTuple):
+    """Mean of squares, and the number of elements it is of, for every position that is not reduced."""
+
+    value: jax.Array
+    n: jax.Array
+
+
+def mean_square(
+    x: jax.Array,
+    axes: Sequence[int],
+    *,
+    wide: jax.Array | None = None,
+    where: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> MeanSquare:
+    """Returns `sum(|x|^2) / n` over `axes`, in float32 or wider; arguments as those of `moments`. It is 0 of nothing."""
+    axes = tuple(axes)
+    n = count(x, axes, where)
+    value = _mean_square(x, widened(x) if wide is None else wide, where, jnp.maximum(n, 1), axes)
+    local = MeanSquare(value, n + jnp.zeros_like(value))
+    if axis_name is None:
+        return local
+    parts = from_devices(local, axis_name, axis_index_groups)
+    n = jnp.sum(parts.n, 0, keepdims=True)
+    return MeanSquare(jnp.sum(parts.n / jnp.maximum(n, 1) * parts.value, 0), n[0])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _mean_square(x: jax.Array, wide: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the mean square of the counted elements of x, with the derivatives of that of `wide`, which is the same."""
+    return jnp.sum(select(where, abs_square(widened(x))), axes) / n
+
+
+@_mean_square.defjvp
+def _mean_square_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    """`2 Re sum(conj(x) dx) / n`, of x as it is kept."""
+    x, _, where, n = primals
+
+    @recomputed
+    def tangent(x: jax.Array, dx: jax.Array) -> jax.Array:
+        along = select(where, x.astype(dx.dtype)).conj() * select(where, dx)
+        return 2 * jnp.sum(along.real, axes) / n
+
+    return _mean_square(*primals, axes), tangent(x, tangents[1])
+
+
+def pool_groups(parts: Moments, axis: int, groups: int) -> Moments:
+    """Returns for every position the moments of all in its group; `axis` consists of so many groups of consecutive positions."""
+
+    def stacked(part: jax.Array) -> jax.Array:
+        return jnp.moveaxis(split_axis(part, axis, groups), axis + 1, 0)
+
+    def spread(whole: jax.Array, like: jax.Array) -> jax.Array:
+        split = split_axis(like, axis, groups)
+        return merge_axes(match_sharding(jnp.broadcast_to(jnp.expand_dims(whole, axis + 1), split.shape), split), axis, like)
+
+    return jax.tree.map(spread, combine_moments(jax.tree.map(stacked, parts)), parts)
 
 
 def combine_moments(parts: Moments) -> Moments:
@@ -241,11 +301,13 @@ def count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.A
         return jnp.full((1,) * (x.ndim - len(axes)), count_of((x.shape[a] for a in axes), real))
     if not axes:
         return where.astype(real)
-    first = axes[0]
     # Integers, because a running sum of ones in float32 stops at 2^24; but of parts that devices hold whole, and of these real
     # numbers, whose sum takes the same collective as all others.
-    integers = jnp.sum(in_parts(where, first), [a + 1 for a in axes], dtype=jnp.uint32)
-    counted = jnp.sum(integers.astype(real), first)
+    parts = where
+    for place, axis in enumerate(axes):
+        parts = in_parts(parts, axis + place, 16 if place else 64)
+    integers = jnp.sum(parts, [axis + place + 1 for place, axis in enumerate(axes)], dtype=jnp.uint32)
+    counted = jnp.sum(integers.astype(real), axes)
     return counted * count_of((x.shape[a] for a in axes if where.shape[a] == 1), real)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import reshard
 
 from jaxnorm._axes import match_sharding, other_axes, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
-from jaxnorm._types import widened
+from jaxnorm._types import wide_dtype, widened
 
 Activation = Callable[[jax.Array], jax.Array]
 """A function of single elements, as `jax.nn.relu`."""
@@ -19,7 +19,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 def normalize(
     x: jax.Array,
-    mean: jax.Array,
+    mean: jax.Array | None,
     var: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
@@ -40,9 +40,9 @@ def normalize(
 
     Args:
       x: array of real or complex numbers.
-      mean: one number, in float32 or wider, for each position along the axes of x that are not in `axes`.
+      mean: one number, in float32 or wider, for each position along the axes of x that are not in `axes`; None for 0.
       var: biased variance, real; shaped as the mean.
-      scale: factor, or None; shaped as the mean, or as x along `feature_axes`.
+      scale: factor, or None; shaped as the variance, or as x along `feature_axes`.
       bias: offset, or None; shaped as the scale.
       epsilon: added to the variance.
       axes: the axes of x along which the statistics are shared.
@@ -56,11 +56,12 @@ def normalize(
     """
     axes = tuple(axes)
     along = _Axes(axes, axes if feature_axes is None else other_axes(feature_axes, x.ndim))
-    factor = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)).astype(mean.dtype)
-    gain = None if scale is None else scale.astype(mean.dtype)
+    numbers = wide_dtype(x.dtype) if mean is None else mean.dtype
+    factor = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)).astype(numbers)
+    gain = None if scale is None else scale.astype(numbers)
     if gain is not None and along.features == axes:
         factor, gain = factor * match_sharding(gain, factor), None
-    bias = None if bias is None else bias.astype(mean.dtype)
+    bias = None if bias is None else bias.astype(numbers)
     wide = widened(x) if wide is None else wide
     return _output(_Parts(x, wide, where, residual, mean, factor, gain, bias), along, activation, jnp.dtype(dtype or x.dtype))
 
@@ -82,7 +83,7 @@ class _Parts(NamedTuple):
     wide: jax.Array | None
     where: jax.Array | None
     residual: jax.Array | None
-    mean: jax.Array
+    mean: jax.Array | None
     factor: jax.Array
     gain: jax.Array | None
     bias: jax.Array | None
@@ -96,13 +97,17 @@ def _output(parts: _Parts, along: _Axes, activation: Activation | None, dtype: A
 
 
 def _before_activation(parts: _Parts, along: _Axes) -> jax.Array:
-    x, _, where, residual, mean, factor, gain, bias = parts
+    x, _, _, residual, _, factor, gain, bias = parts
     of_statistics, of_features = _spreads(x, along)
-    centered = valid(x, where, x.astype(mean.dtype) - of_statistics(mean))
-    z = centered * of_statistics(factor)
+    z = _centered(parts, of_statistics) * of_statistics(factor)
     z = z if gain is None else z * of_features(gain)
     z = z if bias is None else z + of_features(bias)
     return z if residual is None else z + residual.astype(z.dtype)
+
+
+def _centered(parts: _Parts, of_statistics: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    x = parts.x.astype(parts.factor.dtype)
+    return valid(parts.x, parts.where, x if parts.mean is None else x - of_statistics(parts.mean))
 
 
 def _spreads(x: jax.Array, along: _Axes) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
@@ -139,18 +144,21 @@ def _output_jvp(along: _Axes, activation: Activation | None, dtype: Any, primals
         dz = valid(x, where, gained(gain, dx * of_statistics(factor)))
         return dz if dresidual is None else dz + dresidual.astype(dz.dtype)
 
-    def from_statistics(parts: _Parts, dmean: jax.Array, dfactor: jax.Array, dgain: Any, dbias: Any) -> jax.Array:
+    def from_statistics(parts: _Parts, dmean: jax.Array | None, dfactor: jax.Array, dgain: Any, dbias: Any) -> jax.Array:
         x, _, where, _, mean, factor, gain, _ = _apart(parts, 0)
 
         def centered(copy: int) -> jax.Array:
-            return valid(x, where, x.astype(mean.dtype) - of_statistics(unshared(mean, copy)))
+            return _centered(parts._replace(mean=None if mean is None else unshared(mean, copy)), of_statistics)
 
-        moved = -dmean * factor
-        if dbias is not None and where is None and along.features == along.statistics:  # one sum for both
-            moved, dbias = moved + dbias, None
-        moved = valid(x, where, gained(gain, of_statistics(moved)))
-        moved = moved if dbias is None else moved + of_features(dbias)
-        dz = centered(0) * gained(gain, of_statistics(dfactor)) + moved
+        dz = centered(0) * gained(gain, of_statistics(dfactor))
+        moved = None if dmean is None else -dmean * factor
+        if moved is not None:
+            if dbias is not None and where is None and along.features == along.statistics:  # one sum for both
+                moved, dbias = moved + dbias, None
+            moved = valid(x, where, gained(gain, of_statistics(moved)))
+        if dbias is not None:
+            moved = of_features(dbias) if moved is None else moved + of_features(dbias)
+        dz = dz if moved is None else dz + moved
         return dz if dgain is None else dz + centered(1) * of_statistics(unshared(parts.factor, 1)) * of_features(dgain)
 
     def activated(parts: _Parts, dz: jax.Array) -> jax.Array:

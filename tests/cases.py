@@ -143,6 +143,7 @@ def _x(dtype: Any) -> Arguments:
 
 
 _EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
+_SCALE_OFFSET = {"scale_offset": (0.0, 1.0, 2.0), **_EPSILON}
 _MOMENTUM = {"momentum": (0.0, 0.7, 1.0), **_EPSILON}
 _LIMITS = {"r_max": (1.0, 1.5, 3.0), "d_max": (0.0, 0.5, 2.0)}
 _RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
@@ -231,6 +232,65 @@ CASES = (
         jaxnorm.layer_norm,
         _EPSILON,
         {"reduction_axes": (2, 3), "feature_axes": (1, 3)},
+        ("x", "where"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case("rms_norm", _layer_norm, jaxnorm.rms_norm, _SCALE_OFFSET, takes_complex=True),
+    Case(
+        "rms_norm-where",
+        lambda dtype: _layer_norm(dtype, where=counted() | (jnp.arange(3).reshape(1, 1, 1, 3) == 1)),
+        jaxnorm.rms_norm,
+        _SCALE_OFFSET,
+        {"fraction": 0.7},
+        ("x", "where"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case(
+        "gated_rms_norm",
+        lambda dtype: _layer_norm(dtype, gate=data(dtype=dtype, seed=4)),
+        jaxnorm.gated_rms_norm,
+        _SCALE_OFFSET,
+        batched=("x", "gate"),
+    ),
+    Case(
+        "gated_rms_norm-gate_first",
+        lambda dtype: _layer_norm(
+            dtype, gate=data(dtype=dtype, seed=4), where=counted() | (jnp.arange(3) == 1)[None, None, None]
+        ),
+        jaxnorm.gated_rms_norm,
+        _SCALE_OFFSET,
+        {"gate_first": True},
+        ("x", "gate", "where"),
+        temporaries=5,
+    ),
+    Case("group_norm", _layer_norm, jaxnorm.group_norm, _EPSILON, {"num_groups": 3}, takes_complex=True),
+    Case(
+        "group_norm-where",
+        lambda dtype: _layer_norm(dtype, (4,), where=counted(), residual=data(dtype=dtype, seed=4) / 8),
+        jaxnorm.group_norm,
+        _EPSILON,
+        {"num_groups": None, "group_size": 2, "channel_axis": 2, "activation": _cubic},
+        ("x", "where", "residual"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case(
+        "group_norm-no_positions",
+        _layer_norm,
+        jaxnorm.group_norm,
+        _EPSILON,
+        {"num_groups": 1, "reduction_axes": ()},
+        takes_complex=True,
+    ),
+    Case("instance_norm", _layer_norm, jaxnorm.instance_norm, _EPSILON, takes_complex=True),
+    Case(
+        "instance_norm-where",
+        lambda dtype: _layer_norm(dtype, (2,), where=counted()),
+        jaxnorm.instance_norm,
+        _EPSILON,
+        {"channel_axis": 1, "reduction_axes": (2, 3)},
         ("x", "where"),
         takes_complex=True,
         temporaries=5,

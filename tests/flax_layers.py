@@ -37,9 +37,14 @@ class Linen:
         y, updates = norm.apply(tree, x, use_running_average=frozen, mask=mask, mutable=["batch_stats"])
         return y, dict(updates["batch_stats"])
 
-    def layer_norm(self, params: Variables, x: jax.Array, *, mask: Any = None, **fields: Any) -> jax.Array:
+    def layer_norm(self, params: Variables, x: jax.Array, **given: Any) -> jax.Array:
         """Returns the output of `LayerNorm` with these parameters."""
-        return self.package.LayerNorm(**_without(params), **fields).apply({"params": params}, x, mask=mask)
+        return self.sample_layer("LayerNorm", params, x, **given)
+
+    def sample_layer(self, name: str, params: Variables, x: jax.Array, *, mask: Any = None, **fields: Any) -> jax.Array:
+        """Returns the output of the norm of this name with these parameters."""
+        norm = getattr(self.package, name)(**_without(params, name), **fields)
+        return norm.apply({"params": params}, x, mask=mask)
 
     def noise(self, name: str, seed: int, x: jax.Array, amount: Any, *, deterministic: Any = False, **fields: Any) -> jax.Array:
         """Returns the output of the layer of this name, with a key from the stream `dropout` of this seed."""
@@ -71,12 +76,16 @@ class Nnx:
         y = norm(x, use_running_average=frozen, mask=mask)
         return y, {part: getattr(norm, part)[...] for part in variables if part not in AFFINE}
 
-    def layer_norm(self, params: Variables, x: jax.Array, *, mask: Any = None, **fields: Any) -> jax.Array:
+    def layer_norm(self, params: Variables, x: jax.Array, **given: Any) -> jax.Array:
         """Returns the output of `LayerNorm` with these parameters."""
-        size = next((part.size for part in params.values()), 1)
-        norm = self.package.LayerNorm(size, **_without(params), rngs=flax.nnx.Rngs(0), **fields)
-        for name, value in params.items():
-            getattr(norm, name).set_value(jnp.asarray(value))
+        return self.sample_layer("LayerNorm", params, x, **given)
+
+    def sample_layer(self, name: str, params: Variables, x: jax.Array, *, mask: Any = None, **fields: Any) -> jax.Array:
+        """Returns the output of the norm of this name with these parameters."""
+        size = next((part.size for part in params.values()), x.shape[-1])
+        norm = getattr(self.package, name)(size, **_without(params, name), rngs=flax.nnx.Rngs(0), **fields)
+        for part, value in params.items():
+            getattr(norm, part).set_value(jnp.asarray(value))
         return norm(x, mask=mask)
 
     def noise(self, name: str, seed: int, x: jax.Array, amount: Any, *, deterministic: Any = False, **fields: Any) -> jax.Array:
@@ -89,8 +98,9 @@ class Nnx:
         return getattr(self.package, name)(amount)(x, deterministic=deterministic)
 
 
-def _without(variables: Variables) -> dict[str, bool]:
-    return {f"use_{name}": name in variables for name in AFFINE}
+def _without(variables: Variables, layer: str = "") -> dict[str, bool]:
+    parts = AFFINE[:1] if layer == "RMSNorm" else AFFINE
+    return {f"use_{name}": name in variables for name in parts}
 
 
 OURS = {"linen": Linen(jaxnorm.linen), "nnx": Nnx(jaxnorm.nnx)}

@@ -1,4 +1,4 @@
-"""Runs Flax's own tests of BatchNorm, LayerNorm and Dropout with jaxnorm's classes in the place of Flax's.
+"""Runs Flax's own tests of its norms and Dropout with jaxnorm's classes in the place of Flax's.
 
     pip download --no-deps --no-binary flax flax==VERSION && tar xf flax-VERSION.tar.gz
     python tests/flax_suite.py flax-VERSION
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-_CLASSES = ("BatchNorm", "LayerNorm", "Dropout")
+_CLASSES = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "Dropout")
 _MENTIONED = re.compile(rf"\b({'|'.join(_CLASSES)})\b")
 
 
@@ -109,7 +109,7 @@ def _case(element: ElementTree.Element) -> _Case:
 
 def main() -> int:
     """Runs the tests of the folder on the command line, and prints what came out."""
-    parser = argparse.ArgumentParser(description="Run Flax's tests of BatchNorm, LayerNorm and Dropout with jaxnorm's classes.")
+    parser = argparse.ArgumentParser(description="Run Flax's tests of its norms and Dropout with jaxnorm's classes.")
     parser.add_argument("folder", type=Path, help="an unpacked source distribution of Flax")
     folder = parser.parse_args().folder.resolve()
     try:

@@ -1,7 +1,7 @@
 """Slow versions of the layers in NumPy and float64, written from the papers, without jax."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -177,6 +177,102 @@ def layer_norm(
     if params[0] is not None:
         y = y * np.expand_dims(wide(params[0]), along)
     return y if params[1] is None else y + np.expand_dims(wide(params[1]), along)
+
+
+def group_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    x: ArrayLike,
+    num_groups: int | None = None,
+    *,
+    group_size: int | None = None,
+    epsilon: float = 1e-6,
+    channel_axis: int = -1,
+    reduction_axes: int | Sequence[int] | None = None,
+    where: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Callable[[Array], Array] | None = None,
+) -> Array:
+    """Wu and He (2018), equations 1, 2, 6 and 7, group after group. Counts at least one element of every group."""
+    x = np.moveaxis(wide(x), channel_axis, -1)
+    size = x.shape[-1] // num_groups if group_size is None else group_size
+    counted = (
+        np.ones(x.shape, bool) if where is None else np.moveaxis(np.asarray(where), channel_axis, -1) & np.ones(x.shape, bool)
+    )
+    if reduction_axes is None:
+        axes = tuple(range(1, x.ndim))
+    else:
+        named = (reduction_axes,) if isinstance(reduction_axes, int) else reduction_axes
+        order = [a for a in range(x.ndim) if a != channel_axis % x.ndim]
+        axes = (*(order.index(a % x.ndim) for a in named if a % x.ndim in order), x.ndim - 1)
+    y = np.empty_like(x)
+    for first in range(0, x.shape[-1], size):
+        part = slice(first, first + size)
+        mean, var, _ = moments(x[..., part], axes, counted[..., part])
+        y[..., part] = (x[..., part] - mean) / np.sqrt(var + epsilon)
+    if params[0] is not None:
+        y = y * wide(params[0])
+    if params[1] is not None:
+        y = y + wide(params[1])
+    y = np.moveaxis(y, -1, channel_axis)
+    y = y if residual is None else y + wide(residual)
+    return y if activation is None else activation(y)
+
+
+def instance_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    x: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    channel_axis: int | Sequence[int] = -1,
+    reduction_axes: int | Sequence[int] | None = None,
+    where: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Callable[[Array], Array] | None = None,
+) -> Array:
+    """Ulyanov, Vedaldi and Lempitsky (2016), equation 3: layer norm over the positions, with parameters of the channels."""
+    x = wide(x)
+    positions = tuple(a for a in reduced_axes(x.ndim, channel_axis) if a) if reduction_axes is None else reduction_axes
+    y = layer_norm(params, x, epsilon=epsilon, reduction_axes=positions, feature_axes=channel_axis, where=where)
+    y = y if residual is None else y + wide(residual)
+    return y if activation is None else activation(y)
+
+
+def rms_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    x: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    fraction: float = 1.0,
+    scale_offset: float = 0.0,
+    reduction_axes: int | Sequence[int] = -1,
+    feature_axes: int | Sequence[int] = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Zhang and Sennrich (2019), equation 4; the first features of pRMSNorm are rounded down in number, to one at least."""
+    x = wide(x)
+    reduced, features = ((axes,) if isinstance(axes, int) else tuple(axes) for axes in (reduction_axes, feature_axes))
+    counted = np.array(np.broadcast_to(True if where is None else np.asarray(where), x.shape))
+    if fraction < 1:
+        size = x.shape[reduced[0]]
+        np.moveaxis(counted, reduced[0], 0)[max(1, int(fraction * size)) :] = False
+    squares = np.where(counted, np.abs(x) ** 2, 0)
+    y = x / np.sqrt(squares.sum(reduced, keepdims=True) / counted.sum(reduced, keepdims=True) + epsilon)
+    along = reduced_axes(x.ndim, features)
+    if params[0] is not None:
+        y = y * np.expand_dims(wide(params[0]) + scale_offset, along)
+    return y if params[1] is None else y + np.expand_dims(wide(params[1]), along)
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def gated_rms_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None], x: ArrayLike, gate: ArrayLike, *, gate_first: bool = False, **options: Any
+) -> Array:
+    """The norm of Mamba-2 (Dao and Gu, 2024), and in the other order of Qwen3-Next."""
+    factor = silu(wide(gate))
+    return rms_norm(params, wide(x) * factor, **options) if gate_first else rms_norm(params, x, **options) * factor
 
 
 def batch_norm_gradient(

@@ -12,15 +12,17 @@ from flax_suite import run_suite
 
 pytestmark = pytest.mark.slow
 
-# Compare LayerNorm with the GroupNorm and InstanceNorm of Flax, which stay, to one unit in the last place.
-TO_THE_LAST_PLACE = {f"linen/linen_test.py::NormalizationTest::test_normalization_equivalence{i}" for i in range(3)}
+# Subtracts in float32 a mean that is far from 0, and asks for its rounding: twice the error of ours (1.0e-3 and 4.7e-4).
+ROUNDED = {"linen/linen_test.py::NormalizationTest::test_instance_norm3"}
+# Ask for Flax's words where feature_axes name the batch's axis: ours name the argument and its value.
+WORDS = {f"linen/linen_test.py::NormalizationTest::test_instance_norm_raise_error{i}" for i in range(4)}
 
 
 @pytest.mark.first
 def test_flax_own_tests_pass_with_our_classes(tmp_path):
     folder = os.environ.get("FLAX_SOURCE")
     outcome = run_suite(Path(folder) if folder else downloaded(tmp_path))
-    assert outcome.failed <= TO_THE_LAST_PLACE
+    assert outcome.failed <= ROUNDED | WORDS
     assert len(outcome.passed) > 1000
 
 
@@ -44,8 +46,8 @@ from flax import linen, nnx
 
 def test_has_our_classes():
     assert all(api.Dropout.__module__.startswith("jaxnorm.") for api in (linen, nnx))
-    assert all(api.BatchNorm.__module__.startswith("jaxnorm.") for api in (linen, nnx))
-    assert all(api.LayerNorm.__module__.startswith("jaxnorm.") for api in (linen, nnx))
+    for name in ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"):
+        assert all(getattr(api, name).__module__.startswith("jaxnorm.") for api in (linen, nnx))
 
 class TestDropout:
     def test_needs_the_class_of_flax(self):
@@ -69,5 +71,5 @@ def test_failures_that_are_ours_are_told_from_those_of_flax(tmp_path):
 
 
 def test_folder_without_tests_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"no test in .* mentions BatchNorm, LayerNorm, Dropout"):
+    with pytest.raises(ValueError, match=r"no test in .* mentions BatchNorm, LayerNorm, RMSNorm"):
         run_suite(tmp_path)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
-from jaxnorm._checks import Scalar, check_elementwise, check_float, check_shape
+from jaxnorm._checks import Scalar, check_activation, check_residual
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import Activation
-from jaxnorm._types import AffineParams, RunningStats, wide_dtype, widened
+from jaxnorm._types import AffineParams, RunningStats, widened
 
 
 def init_batch_norm(
@@ -141,11 +141,8 @@ def batch_norm(
         dtype=dtype,
         takes_complex=True,
     )
-    if residual is not None:
-        residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(call.x))
-        check_shape("residual", residual, call.x.shape, "that of x")
-    if activation is not None:
-        check_elementwise("activation", activation, call.x.shape, wide_dtype(call.x.dtype))
+    residual = check_residual(residual, call.x)
+    check_activation(activation, call.x)
     return _batch_norm(call, residual, unbiased=bool(unbiased), activation=activation)
 
 

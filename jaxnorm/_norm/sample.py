@@ -1,30 +1,16 @@
-"""Norms of the example: each is normalized by itself, so that there is no state and training is inference.
+"""Norms of the example: each is normalized by itself, so that there is no state and training is inference."""
 
-`y = scale (x - mean) / sqrt(var + epsilon) + bias`; the norms differ in what the mean and the variance are taken over.
-"""
-
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnorm._axes import canonical_axes
 from jaxnorm._batch_layer import init_affine
-from jaxnorm._checks import (
-    Scalar,
-    check_affine,
-    check_axis_name,
-    check_float,
-    check_output_dtype,
-    check_scalar,
-    check_sizes,
-    check_where,
-)
-from jaxnorm._moments import AxisName, moments
-from jaxnorm._normalize import normalize
+from jaxnorm._checks import Scalar, check_float, check_sizes
+from jaxnorm._moments import AxisName
+from jaxnorm._sample_layer import SampleCall, checked_sample_call
 from jaxnorm._types import AffineParams, widened
 
 
@@ -113,33 +99,22 @@ def layer_norm(
        [ 1. -1.  1. -1.]]
     """
     x = check_float("x", x, allow_complex=True)
-    dtype = check_output_dtype(dtype, x)
-    check_scalar("epsilon", epsilon, low=0)
-    reduced = canonical_axes("reduction_axes", reduction_axes, x.ndim)
-    features = canonical_axes("feature_axes", feature_axes, x.ndim)
-    check_affine(params, tuple(x.shape[a] for a in features), like=x, of="features")
-    where = None if where is None else check_where(where, x)
-    names = check_axis_name(axis_name, axis_index_groups)
-    return _layer_norm(params, x, where, epsilon, reduced=reduced, features=features, names=names, dtype=dtype)
+    call = checked_sample_call(
+        params,
+        x,
+        epsilon=epsilon,
+        reduced=canonical_axes("reduction_axes", reduction_axes, x.ndim),
+        features=canonical_axes("feature_axes", feature_axes, x.ndim),
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+    return _layer_norm(call)
 
 
-@functools.partial(jax.jit, static_argnames=("reduced", "features", "names", "dtype"))
-def _layer_norm(
-    params: AffineParams,
-    x: jax.Array,
-    where: jax.Array | None,
-    epsilon: Scalar,
-    *,
-    reduced: tuple[int, ...],
-    features: tuple[int, ...],
-    names: tuple[AxisName, Any],
-    dtype: np.dtype,
-) -> jax.Array:
+@jax.jit
+def _layer_norm(call: SampleCall) -> jax.Array:
     with jax.named_scope("jaxnorm.layer_norm"):
-        wide = widened(x)
-        mean, var, n = moments(x, reduced, wide=wide, where=where, axis_name=names[0], axis_index_groups=names[1])
-        if where is not None:
-            var = jnp.where(n > 0, var, jnp.inf)  # of nothing nothing is known: 1 / sqrt(inf) = 0
-        return normalize(
-            x, mean, var, *params, epsilon=epsilon, axes=reduced, wide=wide, feature_axes=features, where=where, dtype=dtype
-        )
+        wide = widened(call.x)
+        return call.normalize(wide, *call.moments(wide))

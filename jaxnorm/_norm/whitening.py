@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import is_known, merge_axes, other_axes, split_axis
+from jaxnorm._axes import merge_axes, other_axes, split_axis
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
-from jaxnorm._checks import Scalar, check_size
+from jaxnorm._checks import Scalar, check_groups
 from jaxnorm._compiler import recomputed
 from jaxnorm._covariance import covariances
 from jaxnorm._inverse_root import inverse_root
@@ -68,7 +68,7 @@ def init_decorrelated_batch_norm(
 
 def identity_covariance(num_features: int, group_size: int, dtype: Any) -> jax.Array:
     """Returns the covariances of channels that are not correlated and have variance 1."""
-    groups = _groups(num_features, group_size)
+    groups = check_groups(num_features, group_size=group_size)
     return jnp.tile(jnp.eye(group_size, dtype=dtype), (groups, 1, 1))
 
 
@@ -167,16 +167,8 @@ def decorrelated_batch_norm(
 def _state_shapes(channels: tuple[int, ...], group_size: int, channel_axis: Any) -> CovarianceStats:
     if len(channels) != 1:
         raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
-    groups = _groups(channels[0], group_size)
+    groups = check_groups(channels[0], group_size=group_size)
     return CovarianceStats(mean=channels, cov=(groups, group_size, group_size))  # type: ignore[arg-type]
-
-
-def _groups(channels: Any, group_size: int) -> int:
-    """Returns how many groups there are, or raises unless they come out even."""
-    check_size("group_size", group_size)
-    if not is_known(channels) or channels % group_size:
-        raise ValueError(f"group_size must divide the number of channels, {channels}, got {group_size}")
-    return channels // group_size
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "unbiased"))

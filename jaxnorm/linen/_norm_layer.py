@@ -8,10 +8,10 @@ from jaxnorm._types import AffineParams
 
 
 def affine_params(module: Any, shape: tuple[int, ...]) -> AffineParams:
-    """Returns the parameters `scale` and `bias` of a module with Flax's fields for them, of those that it uses."""
+    """Returns the parameters `scale` and `bias` of a module with Flax's fields for them, of those that it has and uses."""
     return AffineParams(
         scale=module.param("scale", module.scale_init, shape, module.param_dtype) if module.use_scale else None,
-        bias=module.param("bias", module.bias_init, shape, module.param_dtype) if module.use_bias else None,
+        bias=module.param("bias", module.bias_init, shape, module.param_dtype) if getattr(module, "use_bias", False) else None,
     )
 
 

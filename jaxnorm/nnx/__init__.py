@@ -4,6 +4,22 @@ from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.batch_renorm import BatchRenorm
 from jaxnorm.nnx.decorrelated_batch_norm import DecorrelatedBatchNorm
 from jaxnorm.nnx.dropout import Dropout, GaussianDropout, UniformDropout
+from jaxnorm.nnx.gated_rms_norm import GatedRMSNorm
+from jaxnorm.nnx.group_norm import GroupNorm
+from jaxnorm.nnx.instance_norm import InstanceNorm
 from jaxnorm.nnx.layer_norm import LayerNorm
+from jaxnorm.nnx.rms_norm import RMSNorm
 
-__all__ = ["BatchNorm", "BatchRenorm", "DecorrelatedBatchNorm", "Dropout", "GaussianDropout", "LayerNorm", "UniformDropout"]
+__all__ = [
+    "BatchNorm",
+    "BatchRenorm",
+    "DecorrelatedBatchNorm",
+    "Dropout",
+    "GatedRMSNorm",
+    "GaussianDropout",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "UniformDropout",
+]

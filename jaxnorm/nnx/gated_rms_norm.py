@@ -1,0 +1,115 @@
+"""Gated RMS normalization as a `flax.nnx` module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnorm._modules import apply_sample_layer, options_of
+from jaxnorm._norm.rms import gated_rms_norm
+from jaxnorm.nnx._affine import AffineLayer
+
+
+class GatedRMSNorm(AffineLayer):
+    """RMS normalization multiplied by the silu of a gate: `jaxnorm.gated_rms_norm`, with the arguments of `RMSNorm`.
+
+    `y = rms_norm(x) silu(gate)`; with `gate_first` it is `y = rms_norm(x silu(gate))`, as in Mamba-2.
+
+    Args:
+      num_features: number of features, C; with several feature axes their sizes in ascending order of the axes.
+      epsilon: added to the mean square, a number or a traced scalar.
+      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters.
+      param_dtype: type of the scale.
+      use_scale: whether there is a scale.
+      scale_init: initializer of the scale.
+      reduction_axes: the axis, or axes, over which the mean square is taken.
+      feature_axes: the axis, or axes, of the scale; their sizes in ascending order are the shape of it.
+      axis_name: name or names of mapped axes over which the features are divided, and the statistics pooled.
+      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+      use_fast_variance: accepted and without effect: there is no other.
+      promote_dtype: accepted and without effect: nothing but the output is rounded.
+      gate_first: whether x is gated before the norm.
+      activation: function of single elements that makes a factor of the gate.
+      scale_offset: added to the scale; 1 where it is kept as its difference from 1, with a `scale_init` of zeros.
+      rngs: the streams, of which `params` gives the keys of the initializers.
+      scale_metadata: metadata of the scale, as for its sharding.
+
+    References:
+      Dao, Gu, "Transformers are SSMs: generalized models and efficient algorithms through structured state space duality", ICML
+      2024, https://arxiv.org/abs/2405.21060.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm.nnx
+      >>> from flax import nnx
+      >>> norm = jaxnorm.nnx.GatedRMSNorm(2, rngs=nnx.Rngs(0))
+      >>> print(norm(jnp.array([[-3.0, 3.0]]), jnp.array([[0.0, 50.0]])).round(1))
+      [[-0. 50.]]
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        epsilon: float | jax.Array = 1e-6,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_scale: bool = True,
+        scale_init: Callable[..., jax.Array] = nnx.initializers.ones,
+        reduction_axes: int | Sequence[int] = -1,
+        feature_axes: int | Sequence[int] = -1,
+        axis_name: Any = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] | None = None,
+        gate_first: bool = False,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+        scale_offset: float | jax.Array = 0.0,
+        rngs: nnx.Rngs,
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """Makes the parameters; the arguments are those of the class."""
+        super().__init__(
+            num_features,
+            use_scale=use_scale,
+            use_bias=False,
+            scale_init=scale_init,
+            bias_init=nnx.initializers.zeros,
+            param_dtype=param_dtype,
+            rngs=rngs,
+            scale_metadata=scale_metadata,
+            bias_metadata={},
+        )
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.reduction_axes = reduction_axes
+        self.feature_axes = feature_axes
+        self.gate_first = gate_first
+        self.activation = activation
+        self.scale_offset = scale_offset
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+
+    def __call__(self, x: jax.Array, gate: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalizes x.
+
+        Args:
+          x: array of real numbers, `[..., C]` or with the features on `feature_axes`.
+          gate: array of x's shape.
+          mask: array that broadcasts to x: nonzero for the elements that count in the statistics.
+
+        Returns:
+          Array of x's shape, in `dtype`.
+
+        Raises:
+          ValueError: if num_features is not the size of x along its channels; if an attribute or the mask does not fit; if
+            axis_name is not bound where the module is called.
+          TypeError: if x holds integers or bools.
+        """
+        return apply_sample_layer(
+            gated_rms_norm, self.affine, x, mask=mask, dtype=self.dtype, gate=gate, **options_of(gated_rms_norm, self)
+        )
