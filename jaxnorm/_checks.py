@@ -184,15 +184,17 @@ def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     return tuple(check_size(name, size) for size in (value if isinstance(value, Sequence) else (value,)))
 
 
-def check_groups(channels: Any, *, num_groups: Any = None, group_size: Any = None) -> int:
-    """Returns how many groups the channels are in, or raises unless one of the two says so and they come out even."""
+def check_groups(channels: Any, *, num_groups: Any = None, group_size: Any = None) -> tuple[int, int]:
+    """Returns how many groups the channels are in, and of how many; raises unless one of the two is given and divides them."""
     if (num_groups is None) == (group_size is None):
         raise ValueError(f"num_groups or group_size must be given, and not both, got {num_groups!r} and {group_size!r}")
     name, value = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
     check_size(name, value)
     if not isinstance(channels, int | np.integer) or channels % value:
         raise ValueError(f"{name} must divide the number of channels, {channels}, got {value}")
-    return int(value if group_size is None else channels // value)
+    value = int(value)
+    other = int(channels // value)
+    return (value, other) if group_size is None else (other, value)
 
 
 def check_residual(residual: Any, x: jax.Array) -> jax.Array | None:

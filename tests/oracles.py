@@ -168,10 +168,11 @@ def layer_norm(
     feature_axes: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
 ) -> Array:
-    """Ba, Kiros and Hinton (2016), equations 3 and 4. Counts at least one element of every example."""
+    """Ba, Kiros and Hinton (2016), equations 3 and 4; of an example of which nothing counts, the bias."""
     x = wide(x)
     reduced, features = ((axes,) if isinstance(axes, int) else tuple(axes) for axes in (reduction_axes, feature_axes))
-    mean, var, _ = moments(x, tuple(a % x.ndim for a in reduced), where)
+    mean, var, n = moments(x, tuple(a % x.ndim for a in reduced), where)
+    var = np.where(n > 0, var, np.inf)
     y = (x - mean) / np.sqrt(var + epsilon)
     along = reduced_axes(x.ndim, features)
     if params[0] is not None:
@@ -192,7 +193,7 @@ def group_norm(
     residual: ArrayLike | None = None,
     activation: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """Wu and He (2018), equations 1, 2, 6 and 7, group after group. Counts at least one element of every group."""
+    """Wu and He (2018), equations 1, 2, 6 and 7, group after group; of a group of which nothing counts, the bias."""
     x = np.moveaxis(wide(x), channel_axis, -1)
     size = x.shape[-1] // num_groups if group_size is None else group_size
     counted = (
@@ -207,7 +208,8 @@ def group_norm(
     y = np.empty_like(x)
     for first in range(0, x.shape[-1], size):
         part = slice(first, first + size)
-        mean, var, _ = moments(x[..., part], axes, counted[..., part])
+        mean, var, n = moments(x[..., part], axes, counted[..., part])
+        var = np.where(n > 0, var, np.inf)
         y[..., part] = (x[..., part] - mean) / np.sqrt(var + epsilon)
     if params[0] is not None:
         y = y * wide(params[0])

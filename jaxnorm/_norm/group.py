@@ -165,7 +165,7 @@ def group_norm(
         dtype=dtype,
         of="channels",
     )
-    groups = check_groups(x.shape[channels[0]], num_groups=num_groups, group_size=group_size)
+    groups, _ = check_groups(x.shape[channels[0]], num_groups=num_groups, group_size=group_size)
     residual = check_residual(residual, x)
     check_activation(activation, x)
     return _group_norm(call, residual, groups=groups, activation=activation)

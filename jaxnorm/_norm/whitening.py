@@ -68,7 +68,7 @@ def init_decorrelated_batch_norm(
 
 def identity_covariance(num_features: int, group_size: int, dtype: Any) -> jax.Array:
     """Returns the covariances of channels that are not correlated and have variance 1."""
-    groups = check_groups(num_features, group_size=group_size)
+    groups, _ = check_groups(num_features, group_size=group_size)
     return jnp.tile(jnp.eye(group_size, dtype=dtype), (groups, 1, 1))
 
 
@@ -167,7 +167,7 @@ def decorrelated_batch_norm(
 def _state_shapes(channels: tuple[int, ...], group_size: int, channel_axis: Any) -> CovarianceStats:
     if len(channels) != 1:
         raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
-    groups = check_groups(channels[0], group_size=group_size)
+    groups, _ = check_groups(channels[0], group_size=group_size)
     return CovarianceStats(mean=channels, cov=(groups, group_size, group_size))  # type: ignore[arg-type]
 
 

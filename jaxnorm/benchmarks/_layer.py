@@ -11,6 +11,7 @@ RATE = 0.1
 BETA = 0.5
 MOMENTUM = 0.9
 EPSILON = 1e-5
+GROUPS = 32
 AXIS = "devices"  # the mapped axis of layers that pool over devices
 
 

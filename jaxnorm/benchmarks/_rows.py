@@ -11,7 +11,7 @@ import jax
 
 import jaxnorm
 import jaxnorm.linen
-from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, MOMENTUM, RATE, Builder, Layer, with_mask
+from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, GROUPS, MOMENTUM, RATE, Builder, Layer, with_mask
 from jaxnorm.benchmarks._networks import resnet_step, transformer_step
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._programs import LAYERS_TO_COMPILE, Work, compilation, eager_call, forward, forward_and_backward
@@ -123,11 +123,28 @@ def norm(
     return lambda x: Layer(apply, *init(x.shape[-1]), channels_first=channels_first)
 
 
-def layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
-    """Returns a layer norm."""
+def sample_norm(
+    function: Callable[..., jax.Array] = jaxnorm.layer_norm,
+    init: Callable[..., Any] = jaxnorm.init_layer_norm,
+    **options: Any,
+) -> Callable[[jax.ShapeDtypeStruct], Layer]:
+    """Returns the builder of a norm of the example with these options."""
+    return lambda x: Layer(
+        lambda key, params, state, x: (function(params, x, epsilon=EPSILON, **options), state), init(x.shape[-1])
+    )
+
+
+layer_norm = sample_norm()
+rms_norm = sample_norm(jaxnorm.rms_norm, jaxnorm.init_rms_norm)
+group_norm = sample_norm(jaxnorm.group_norm, jaxnorm.init_group_norm, num_groups=GROUPS)
+instance_norm = sample_norm(jaxnorm.instance_norm, jaxnorm.init_instance_norm)
+
+
+def _gated(x: jax.ShapeDtypeStruct) -> Layer:
     return Layer(
-        lambda key, params, state, x: (jaxnorm.layer_norm(params, x, epsilon=EPSILON), state),
-        jaxnorm.init_layer_norm(x.shape[-1]),
+        lambda key, params, state, x: (jaxnorm.gated_rms_norm(params, x, state, epsilon=EPSILON), state),
+        jaxnorm.init_gated_rms_norm(x.shape[-1]),
+        jax.random.normal(jax.random.key(1), x.shape, x.dtype),
     )
 
 
@@ -167,6 +184,7 @@ _ARRAYS = Sizes(
     quick=((32, 32, 32, 64),),
 )
 _IMAGES = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (8192, 1024)), quick=((32, 32, 32, 64),))
+_MAPS = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (32, 14, 14, 256)), quick=((32, 32, 32, 64),))
 _LATE = Sizes(full=((32, 7, 7, 512), (32, 14, 14, 256), (256, 512), (32, 1024)), quick=((32, 7, 7, 64),), least_on_gpu=0)
 _TOKENS = Sizes(full=((32, 128, 768), (8192, 1024), (16384, 256), (4096, 4096)), quick=((32, 128, 256),))
 _IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
@@ -209,6 +227,11 @@ ROWS = (
         _IMAGES, passes=8, quick=False),
     Row("layer_norm", "Layer norm", _TRAINING, _LAYER_NORM, _TOKENS, passes=8, headline=True),
     Row("layer_norm_inference", "Layer norm", _INFERENCE, _LAYER_NORM, _TOKENS, layer="layer_norm", passes=2),
+    Row("rms_norm", "RMS norm", _TRAINING, {"jaxnorm": rms_norm}, _TOKENS, passes=8, headline=True),
+    Row("rms_norm_inference", "RMS norm", _INFERENCE, {"jaxnorm": rms_norm}, _TOKENS, layer="rms_norm", passes=2, quick=False),
+    Row("gated_rms_norm", "Gated RMS norm", _TRAINING, {"jaxnorm": _gated}, _TOKENS, passes=10, quick=False),
+    Row("group_norm", "Group norm", _TRAINING, {"jaxnorm": group_norm}, _IMAGES, passes=8, headline=True),
+    Row("instance_norm", "Instance norm", _TRAINING, {"jaxnorm": instance_norm}, _MAPS, passes=8),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
     Row("decorrelated_batch_norm", "Decorrelated batch norm", _TRAINING, _DECORRELATED, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),

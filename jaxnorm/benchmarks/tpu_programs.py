@@ -45,7 +45,7 @@ _POOLED: Mapping[str, Builder] = {
     "layer norm: jaxnorm": layer_norm,
 }
 _PLAIN = "x * c"
-_OF_IMAGES = ("dropout of channels", "batch norm, channels first")
+_OF_IMAGES = ("dropout of channels", "batch norm, channels first", "instance norm")
 _ALL_LAYERS = {_PLAIN: {"": scaled}, **LAYERS}
 
 _HOW_TO_READ = """\

@@ -78,7 +78,7 @@ class GroupNorm(AffineLayer):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         """Makes the parameters; the arguments are those of the class."""
-        groups = check_groups(num_features, num_groups=num_groups, group_size=group_size)
+        self.num_groups, self.group_size = check_groups(num_features, num_groups=num_groups, group_size=group_size)
         super().__init__(
             num_features,
             use_scale=use_scale,
@@ -92,8 +92,6 @@ class GroupNorm(AffineLayer):
         )
         self.epsilon = epsilon
         self.dtype = dtype
-        self.num_groups = groups
-        self.group_size = num_features // groups
         self.reduction_axes = reduction_axes
         self.axis_name = axis_name
         self.axis_index_groups = axis_index_groups

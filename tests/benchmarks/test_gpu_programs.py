@@ -285,7 +285,7 @@ def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(gpu_programs, "connect_compiler", lambda: None)
     monkeypatch.setattr(gpu_programs, "compile_for_h200", trace)
-    monkeypatch.setattr(gpu_programs, "SHAPE", (4, 3, 3, 8))
+    monkeypatch.setattr(gpu_programs, "SHAPE", (4, 3, 3, 32))
     step = Step(perceptron, (4, 8), "float32", STEPS["perceptron with batch norm and dropout"].contenders)
     monkeypatch.setattr(gpu_programs, "STEPS", {"small": step})
     assert main(["--out", str(tmp_path)]) == 0
@@ -307,11 +307,11 @@ def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
 @pytest.mark.jax_defaults
 @pytest.mark.parametrize(("layer", "library"), [(layer, library) for layer in LAYERS for library in LAYERS[layer]])
 def test_programs_give_what_they_should(layer, library):
-    x = jax.ShapeDtypeStruct((4, 3, 3, 8), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((4, 3, 3, 32), jnp.bfloat16)
     built = LAYERS[layer][library](x)
     function, arguments = DIRECTIONS["forward"](built, x)
     y, state = jax.eval_shape(function, *arguments)
-    shape = (4, 8, 3, 3) if layer == "batch norm, channels first" else x.shape
+    shape = (4, 32, 3, 3) if layer == "batch norm, channels first" else x.shape
     assert (y.shape, y.dtype) == (shape, x.dtype)
     function, arguments = DIRECTIONS["forward and backward"](built, x)
     y, (params, dx), same_state = jax.eval_shape(function, *arguments)

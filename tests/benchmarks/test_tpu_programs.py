@@ -84,7 +84,7 @@ def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
     """With a compiler that does nothing: what it gives back are made-up programs, and all that is read of them is written."""
     step = Step(perceptron, (4, 8), "bfloat16", STEPS["perceptron with batch norm and dropout"].contenders)
     monkeypatch.setattr(tpu_programs, "STEPS", {"small": step})
-    monkeypatch.setattr(tpu_programs, "SHAPES", ((4, 8), (4, 3, 3, 8)))
+    monkeypatch.setattr(tpu_programs, "SHAPES", ((4, 32), (4, 3, 3, 32)))
     monkeypatch.setattr(tpu_programs, "_IMAGES", (4, 4, 4, 8))
     monkeypatch.setattr(tpu_programs, "mesh_of", lambda *arguments: arguments)
     compiled = []
@@ -100,7 +100,11 @@ def test_the_command_shows_and_writes_everything(monkeypatch, capsys, tmp_path):
     names = [f"{name}: {library}" for name, libraries in LAYERS.items() for library in libraries]
     lines = (tmp_path / "tpu_programs.md").read_text().splitlines()
     for name in names:
-        narrow = "-" if name.split(":")[0] in ("dropout of channels", "batch norm, channels first") else "1.00, 3 copies"
+        narrow = (
+            "-"
+            if name.split(":")[0] in ("dropout of channels", "batch norm, channels first", "instance norm")
+            else "1.00, 3 copies"
+        )
         assert lines.count(f"| {name} | {narrow} | {narrow} | 1.00, 3 copies | 1.00, 3 copies |") == 1
     for library in step.contenders:
         assert lines.count(f"| small: {library} | v6e | 7.00 | 1.000 | 3 | 5 |") == 1

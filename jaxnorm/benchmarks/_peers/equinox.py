@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxnorm.benchmarks._layer import EPSILON, MOMENTUM, RATE, Layer, with_relu
+from jaxnorm.benchmarks._layer import EPSILON, GROUPS, MOMENTUM, RATE, Layer, with_relu
 
 _BATCH = "batch"
 
@@ -35,13 +35,24 @@ def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True) -> Layer:
     return Layer(apply, params, state, channels_first=True)
 
 
-def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+def _feature_norm(x: jax.ShapeDtypeStruct, *, name: str) -> Layer:
+    module = getattr(importlib.import_module("equinox").nn, name)
+    return _mapped(module(x.shape[-1], EPSILON), len(x.shape) - 1)
+
+
+def _group_norm(x: jax.ShapeDtypeStruct, *, groups: int | None = GROUPS) -> Layer:
+    module = importlib.import_module("equinox").nn.GroupNorm
+    return _mapped(module(groups or x.shape[-1], x.shape[-1], EPSILON), 1)._replace(channels_first=True)
+
+
+def _mapped(module: Any, axes: int) -> Layer:
+    """Returns the layer of a module that takes an x without these first axes."""
     eqx = importlib.import_module("equinox")
-    params, static = eqx.partition(eqx.nn.LayerNorm(x.shape[-1], EPSILON), eqx.is_inexact_array)
+    params, static = eqx.partition(module, eqx.is_inexact_array)
 
     def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        layer = eqx.combine(params, static)  # of one vector
-        for _ in x.shape[:-1]:
+        layer = eqx.combine(params, static)
+        for _ in range(axes):
             layer = jax.vmap(layer)
         return layer(x).astype(x.dtype), state
 
@@ -53,6 +64,9 @@ LAYERS = {
     "batch_norm": {"equinox": _batch_norm},
     "batch_norm_inference": {"equinox": functools.partial(_batch_norm, train=False)},
     "batch_norm_channels_first": {"equinox": _batch_norm},
-    "layer_norm": {"equinox": _layer_norm},
+    "layer_norm": {"equinox": functools.partial(_feature_norm, name="LayerNorm")},
+    "rms_norm": {"equinox": functools.partial(_feature_norm, name="RMSNorm")},
+    "group_norm": {"equinox": _group_norm},
+    "instance_norm": {"equinox": functools.partial(_group_norm, groups=None)},
     "batch_norm_relu": {"equinox": with_relu(_batch_norm)},
 }

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_relu
+from jaxnorm.benchmarks._layer import AXIS, EPSILON, GROUPS, MOMENTUM, RATE, Layer, with_relu
 
 
 def _dropout(_: jax.ShapeDtypeStruct) -> Layer:
@@ -39,18 +39,23 @@ def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, axis_name: str |
     return Layer(apply, params, state)
 
 
-def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
+def _sample_norm(x: jax.ShapeDtypeStruct, *, name: str, **options: Any) -> Layer:
     hk = importlib.import_module("haiku")
-    layer = hk.without_apply_rng(hk.transform(lambda x: hk.LayerNorm(-1, True, True, EPSILON)(x)))
+    layer = hk.without_apply_rng(hk.transform(lambda x: getattr(hk, name)(**options, eps=EPSILON)(x)))
     params = layer.init(None, jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype))
     return Layer(lambda key, params, state, x: (layer.apply(params, x), state), params)
 
+
+_AFFINE = {"create_scale": True, "create_offset": True}
 
 LAYERS = {
     "dropout": {"haiku": _dropout},
     "batch_norm": {"haiku": _batch_norm},
     "batch_norm_inference": {"haiku": functools.partial(_batch_norm, train=False)},
-    "layer_norm": {"haiku": _layer_norm},
+    "layer_norm": {"haiku": functools.partial(_sample_norm, name="LayerNorm", axis=-1, **_AFFINE)},
+    "rms_norm": {"haiku": functools.partial(_sample_norm, name="RMSNorm", axis=-1)},
+    "group_norm": {"haiku": functools.partial(_sample_norm, name="GroupNorm", groups=GROUPS)},
+    "instance_norm": {"haiku": functools.partial(_sample_norm, name="InstanceNorm", **_AFFINE)},
     "batch_norm_relu": {"haiku": with_relu(_batch_norm)},
     "sync_batch_norm": {"haiku": functools.partial(_batch_norm, axis_name=AXIS)},
 }

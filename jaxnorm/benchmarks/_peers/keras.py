@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.benchmarks._layer import EPSILON, MOMENTUM, RATE, Layer, with_relu
+from jaxnorm.benchmarks._layer import EPSILON, GROUPS, MOMENTUM, RATE, Layer, with_relu
 
 
 def _dropout(x: jax.ShapeDtypeStruct) -> Layer:
@@ -26,6 +26,14 @@ def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, **options: Any) 
 
 def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
     return _as_layer(_keras().layers.LayerNormalization(epsilon=EPSILON, dtype=_policy(x)), x)
+
+
+def _rms_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    return _as_layer(_keras().layers.RMSNormalization(epsilon=EPSILON, dtype=_policy(x)), x)
+
+
+def _group_norm(x: jax.ShapeDtypeStruct, *, groups: int = GROUPS) -> Layer:
+    return _as_layer(_keras().layers.GroupNormalization(groups, epsilon=EPSILON, dtype=_policy(x)), x)
 
 
 _RENORM = {"renorm": True, "renorm_momentum": MOMENTUM, "renorm_clipping": {"rmin": 1 / 3, "rmax": 3.0, "dmax": 5.0}}
@@ -58,5 +66,8 @@ LAYERS = {
     "batch_norm_inference": {"keras": functools.partial(_batch_norm, train=False)},
     "batch_renorm": {"keras": functools.partial(_batch_norm, **_RENORM)},
     "layer_norm": {"keras": _layer_norm},
+    "rms_norm": {"keras": _rms_norm},
+    "group_norm": {"keras": _group_norm},
+    "instance_norm": {"keras": functools.partial(_group_norm, groups=-1)},
     "batch_norm_relu": {"keras": with_relu(_batch_norm)},
 }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_mask, with_relu
+from jaxnorm.benchmarks._layer import AXIS, EPSILON, GROUPS, MOMENTUM, RATE, Layer, with_mask, with_relu
 
 
 def dropout(_: jax.ShapeDtypeStruct, *, key_impl: str = "threefry2x32", module: Any = nn.Dropout, **options: Any) -> Layer:
@@ -49,8 +49,9 @@ def batch_norm(
     return Layer(apply, variables["params"], variables["batch_stats"], channels_first=channels_first)
 
 
-def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
-    layer: Any = nn.LayerNorm(epsilon=EPSILON, dtype=x.dtype)
+def sample_norm(x: jax.ShapeDtypeStruct, *, module: Any, **options: Any) -> Layer:
+    """Returns a norm of the example, by its class."""
+    layer: Any = module(epsilon=EPSILON, dtype=x.dtype, **options)
     variables = layer.init(jax.random.key(0), jnp.ones((1,) * (len(x.shape) - 1) + x.shape[-1:], x.dtype))
     return Layer(lambda key, params, state, x: (layer.apply({"params": params}, x), state), variables["params"])
 
@@ -65,7 +66,10 @@ LAYERS = {
     "batch_norm_inference": {"flax linen": functools.partial(batch_norm, train=False)},
     "batch_norm_masked": {"flax linen": with_mask(batch_norm)},
     "batch_norm_channels_first": {"flax linen": functools.partial(batch_norm, channels_first=True)},
-    "layer_norm": {"flax linen": _layer_norm},
+    "layer_norm": {"flax linen": functools.partial(sample_norm, module=nn.LayerNorm)},
+    "rms_norm": {"flax linen": functools.partial(sample_norm, module=nn.RMSNorm)},
+    "group_norm": {"flax linen": functools.partial(sample_norm, module=nn.GroupNorm, num_groups=GROUPS)},
+    "instance_norm": {"flax linen": functools.partial(sample_norm, module=nn.InstanceNorm)},
     "batch_norm_relu": {"flax linen": with_relu(batch_norm)},
     "sync_batch_norm": {"flax linen": functools.partial(batch_norm, axis_name=AXIS)},
 }

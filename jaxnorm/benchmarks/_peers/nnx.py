@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxnorm.benchmarks._layer import AXIS, EPSILON, MOMENTUM, RATE, Layer, with_mask, with_relu
+from jaxnorm.benchmarks._layer import AXIS, EPSILON, GROUPS, MOMENTUM, RATE, Layer, with_mask, with_relu
 
 
 def _dropout(_: jax.ShapeDtypeStruct) -> Layer:
@@ -29,8 +29,8 @@ def _batch_norm(
     return _as_layer(module)._replace(channels_first=channels_first)
 
 
-def _layer_norm(x: jax.ShapeDtypeStruct) -> Layer:
-    return _as_layer(nnx.LayerNorm(x.shape[-1], epsilon=EPSILON, dtype=x.dtype, rngs=nnx.Rngs(0)))
+def _sample_norm(x: jax.ShapeDtypeStruct, *, module: Any, **options: Any) -> Layer:
+    return _as_layer(module(x.shape[-1], epsilon=EPSILON, dtype=x.dtype, rngs=nnx.Rngs(0), **options))
 
 
 def _as_layer(module: nnx.Module) -> Layer:
@@ -50,7 +50,10 @@ LAYERS = {
     "batch_norm_inference": {"flax nnx": functools.partial(_batch_norm, train=False)},
     "batch_norm_masked": {"flax nnx": with_mask(_batch_norm)},
     "batch_norm_channels_first": {"flax nnx": functools.partial(_batch_norm, channels_first=True)},
-    "layer_norm": {"flax nnx": _layer_norm},
+    "layer_norm": {"flax nnx": functools.partial(_sample_norm, module=nnx.LayerNorm)},
+    "rms_norm": {"flax nnx": functools.partial(_sample_norm, module=nnx.RMSNorm)},
+    "group_norm": {"flax nnx": functools.partial(_sample_norm, module=nnx.GroupNorm, num_groups=GROUPS)},
+    "instance_norm": {"flax nnx": functools.partial(_sample_norm, module=nnx.InstanceNorm)},
     "batch_norm_relu": {"flax nnx": with_relu(_batch_norm)},
     "sync_batch_norm": {"flax nnx": functools.partial(_batch_norm, axis_name=AXIS)},
 }

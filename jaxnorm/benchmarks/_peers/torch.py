@@ -5,7 +5,7 @@ import importlib
 
 import jax
 
-from jaxnorm.benchmarks._layer import EPSILON, MOMENTUM, RATE, Builder, TorchLayer
+from jaxnorm.benchmarks._layer import EPSILON, GROUPS, MOMENTUM, RATE, Builder, TorchLayer
 
 
 def _dropout(_: jax.ShapeDtypeStruct) -> TorchLayer:
@@ -24,16 +24,26 @@ def _batch_norm(
     return TorchLayer(module.train(train), channels_last)
 
 
-def _layer_norm(x: jax.ShapeDtypeStruct) -> TorchLayer | None:
+def _feature_norm(x: jax.ShapeDtypeStruct, *, name: str) -> TorchLayer | None:
     if len(x.shape) > 2:
         return None  # x would be given with the features on axis 1
-    return TorchLayer(importlib.import_module("torch").nn.LayerNorm(x.shape[-1], eps=EPSILON))
+    return TorchLayer(getattr(importlib.import_module("torch").nn, name)(x.shape[-1], eps=EPSILON))
 
 
-def _in_both_layouts(**options: bool) -> dict[str, Builder]:
+def _group_norm(x: jax.ShapeDtypeStruct, *, channels_last: bool = False) -> TorchLayer | None:
+    if channels_last and len(x.shape) == 2:
+        return None  # there is one layout
+    return TorchLayer(importlib.import_module("torch").nn.GroupNorm(GROUPS, x.shape[-1], eps=EPSILON), channels_last)
+
+
+def _instance_norm(x: jax.ShapeDtypeStruct, *, channels_last: bool = False) -> TorchLayer:
+    return TorchLayer(importlib.import_module("torch").nn.InstanceNorm2d(x.shape[-1], eps=EPSILON, affine=True), channels_last)
+
+
+def _in_both_layouts(build: Builder = _batch_norm, **options: bool) -> dict[str, Builder]:
     return {
-        "torch": functools.partial(_batch_norm, **options),
-        "torch, channels last": functools.partial(_batch_norm, channels_last=True, **options),
+        "torch": functools.partial(build, **options),
+        "torch, channels last": functools.partial(build, channels_last=True, **options),
     }
 
 
@@ -42,6 +52,9 @@ LAYERS = {
     "batch_norm": _in_both_layouts(),
     "batch_norm_inference": _in_both_layouts(train=False),
     "batch_norm_channels_first": {"torch": _batch_norm},
-    "layer_norm": {"torch": _layer_norm},
+    "layer_norm": {"torch": functools.partial(_feature_norm, name="LayerNorm")},
+    "rms_norm": {"torch": functools.partial(_feature_norm, name="RMSNorm")},
+    "group_norm": _in_both_layouts(_group_norm),
+    "instance_norm": _in_both_layouts(_instance_norm),
     "batch_norm_relu": _in_both_layouts(relu=True),
 }
