@@ -21,7 +21,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import reshard
 
-from jaxnorm._axes import count_of, in_parts, match_sharding, merge_axes, shared_sharding, split_axis, vary, varying
+from jaxnorm._axes import count_of, in_parts, is_known, match_sharding, merge_axes, shared_sharding, split_axis, vary, varying
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype, widened
 
@@ -207,7 +207,7 @@ def _mean_and_var_jvp(axes: tuple[int, ...], derived: bool, primals: Any, tangen
     @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
         dx = select(where, dx)
-        along = select(where, x.astype(mean.dtype) - jnp.expand_dims(unshared(mean), axes)).conj() * dx
+        along = select(where, x.astype(mean.dtype) - jnp.expand_dims(unshared(mean, 2), axes)).conj() * dx
         return jnp.sum(dx, axes) / n.astype(mean.dtype), 2 * jnp.sum(along.real, axes) / n
 
     return (mean, var), tangent(x, mean, tangents[1])
@@ -229,12 +229,29 @@ def _in_two_passes(
     def around(shift: jax.Array) -> jax.Array:
         return wide - jnp.expand_dims(shift, axes)
 
-    # Each divided by n before it is summed, so that no finite numbers overflow.
-    shift = jnp.sum(select(where, wide * jnp.expand_dims(1 / n, axes).astype(wide.dtype)), axes)
+    shift = _rough_mean(x, where, n, axes)
     offset = mean_of(around(shift))
     squares = mean_of(abs_square(around(unshared(shift, 3) if derived else shift)))
     var = squares - jnp.minimum(abs_square(offset), jnp.finfo(squares.dtype).max)  # infinite where both overflow, and not NaN
     return shift + offset, var
+
+
+def _rough_mean(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns a mean whose square is at most 3 variances away from the true one, apart from rounding: that costs 2 digits of 24.
+
+    It is that of every fourth, third or second position along one of the axes, where these are not the last, so that a sum is one
+    more walk through memory: a part f of all numbers has a mean at most sqrt((1 - f) / f) standard deviations off, whatever they
+    are. Else it is the mean of all.
+    """
+    steps = ((axis, step) for step in (4, 3, 2) for axis in axes if is_known(x.shape[axis]) and x.shape[axis] % step == 0)
+    found = next(steps, None)
+    if where is None and x.ndim - 1 not in axes and found and x.size and shared_sharding(x, ()) is None:
+        axis, step = found
+        x = lax.index_in_dim(split_axis(x, axis, x.shape[axis] // step), 0, axis + 1, keepdims=False)
+        n = n / step
+    # Each divided by n before it is summed, so that no finite numbers overflow.
+    wide = widened(x)
+    return jnp.sum(select(where, wide * jnp.expand_dims(1 / n, axes).astype(wide.dtype)), axes)
 
 
 class Found(NamedTuple):
