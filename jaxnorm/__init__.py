@@ -8,6 +8,7 @@ barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nes
 
 from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
 from jaxnorm._norm.batch import batch_norm, init_batch_norm
+from jaxnorm._norm.ghost import ghost_batch_norm, init_ghost_batch_norm
 from jaxnorm._norm.group import group_norm, init_group_norm, init_instance_norm, instance_norm
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
 from jaxnorm._norm.rms import gated_rms_norm, init_gated_rms_norm, init_rms_norm, rms_norm
@@ -29,11 +30,13 @@ __all__ = [
     "dropout",
     "gated_rms_norm",
     "gaussian_dropout",
+    "ghost_batch_norm",
     "group_norm",
     "init_batch_norm",
     "init_batch_renorm",
     "init_decorrelated_batch_norm",
     "init_gated_rms_norm",
+    "init_ghost_batch_norm",
     "init_group_norm",
     "init_instance_norm",
     "init_layer_norm",

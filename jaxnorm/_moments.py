@@ -370,7 +370,7 @@ def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]
     stacked = jax.tree.map(lambda part, rows: _from_real_parts(part.dtype, rows), local, rows)
     if groups is None:
         return stacked
-    together = jnp.asarray(_membership(groups, size))[index]
+    together = jnp.asarray(membership(groups, size))[index]
     n = select(before(together, stacked.n), stacked.n)
     # A device outside the group has no weight, and must not bring in its NaN either.
     return jax.tree.map(lambda part: select(before(n > 0, part), part), stacked._replace(n=n))
@@ -390,7 +390,7 @@ def _from_real_parts(dtype: np.dtype, rows: jax.Array) -> jax.Array:
     return lax.complex(rows[:, 0], rows[:, 1]) if jnp.issubdtype(dtype, jnp.complexfloating) else rows[:, 0]
 
 
-def _membership(groups: Sequence[Sequence[int]], size: int) -> np.ndarray:
+def membership(groups: Sequence[Sequence[int]], size: int) -> np.ndarray:
     """Returns which devices share a group, as a `[size, size]` bool matrix."""
     if sorted(i for group in groups for i in group) != list(range(size)):
         raise ValueError(f"axis_index_groups must hold each index below {size} once, got {groups!r}")

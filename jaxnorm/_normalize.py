@@ -54,8 +54,11 @@ def normalize(
       activation: function of single elements, or None; it gets and gives numbers of the mean's type.
       dtype: type of the result, which is rounded once; None for x's.
     """
-    axes = tuple(axes)
-    along = _Axes(axes, axes if feature_axes is None else other_axes(feature_axes, x.ndim))
+    axes, kept = tuple(axes), other_axes(axes, x.ndim)
+    features = kept if feature_axes is None else tuple(feature_axes)
+    if axes and set(features) < set(kept):
+        mean, var, scale, bias, features = *_spread(x, mean, var, scale, bias, features, kept), kept
+    along = _Axes(axes, other_axes(features, x.ndim))
     numbers = wide_dtype(x.dtype) if mean is None else mean.dtype
     factor = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)).astype(numbers)
     gain = None if scale is None else scale.astype(numbers)
@@ -64,6 +67,30 @@ def normalize(
     bias = None if bias is None else bias.astype(numbers)
     wide = widened(x) if wide is None else wide
     return _output(_Parts(x, wide, where, residual, mean, factor, gain, bias), along, activation, jnp.dtype(dtype or x.dtype))
+
+
+def _spread(
+    x: jax.Array,
+    mean: jax.Array | None,
+    var: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    features: tuple[int, ...],
+    kept: tuple[int, ...],
+) -> tuple[jax.Array | None, jax.Array, jax.Array | None, jax.Array | None]:
+    """Returns all that x is normalized by in the shape of the statistics.
+
+    So the gradients of scale and bias take no sums over x of their own, and neither do those of what the statistics were pooled
+    from, unless the compiler makes one sum of two: the barrier keeps those over the reduced axes.
+    """
+    shared = tuple(place for place, axis in enumerate(kept) if axis not in features)
+
+    def along_statistics(part: jax.Array | None) -> jax.Array | None:
+        if part is None:
+            return None
+        return match_sharding(jnp.broadcast_to(jnp.expand_dims(part, shared), var.shape), var)
+
+    return lax.optimization_barrier((mean, var, along_statistics(scale), along_statistics(bias)))
 
 
 class _Axes(NamedTuple):

@@ -109,6 +109,12 @@ def _batch_norm(dtype: Any, channel_axis: int = -1, **more: Any) -> Arguments:
     return {"params": params, "state": jaxnorm.RunningStats(state.mean + 3, state.var * 7), "x": x, **more}
 
 
+def _of_vectors(dtype: Any) -> Arguments:
+    """All axes but the first are of the channels."""
+    arguments = _batch_norm(dtype)
+    return {name: a if name == "x" else jax.tree.map(lambda part: jnp.tile(part, (2, 4, 1)), a) for name, a in arguments.items()}
+
+
 def _batch_renorm(dtype: Any, std: float = 0.05, **more: Any) -> Arguments:
     """With a state so far from the batch that both corrections are at their limits: constants, also for finite differences."""
     arguments = _batch_norm(dtype, **more)
@@ -195,6 +201,40 @@ CASES = (
         _MOMENTUM | _LIMITS,
         {"train": True},
         ("x", "where"),
+    ),
+    Case(
+        "ghost_batch_norm-train",
+        _batch_norm,
+        jaxnorm.ghost_batch_norm,
+        _MOMENTUM,
+        {"train": True, "ghost_size": 3},
+        takes_complex=True,
+    ),
+    Case(
+        "ghost_batch_norm-infer",
+        _batch_norm,
+        jaxnorm.ghost_batch_norm,
+        _MOMENTUM,
+        {"train": False, "ghost_size": 3},
+        takes_complex=True,
+        idle=("momentum",),
+    ),
+    Case(
+        "ghost_batch_norm-where",
+        lambda dtype: _batch_norm(dtype, where=counted()),
+        jaxnorm.ghost_batch_norm,
+        _MOMENTUM,
+        {"train": True, "ghost_size": 2, "unbiased": True},
+        ("x", "where"),
+        takes_complex=True,
+    ),
+    Case(
+        "ghost_batch_norm-vectors",
+        _of_vectors,
+        jaxnorm.ghost_batch_norm,
+        _MOMENTUM,
+        {"train": True, "ghost_size": 4, "channel_axis": (1, 2, 3)},
+        takes_complex=True,
     ),
     Case(
         "decorrelated_batch_norm-train",

@@ -71,6 +71,31 @@ def batch_norm(
     return Normalized(y, new_mean.reshape(kept), new_var.reshape(kept))
 
 
+def ghost_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    ghost_size: int,
+    *,
+    train: bool,
+    where: ArrayLike | None = None,
+    **options: Any,
+) -> Normalized:
+    """Hoffer, Hubara and Soudry (2017), algorithm 1: batch norm of one ghost after another, but of one that counts nothing."""
+    x = wide(x)
+    if not train:
+        return batch_norm(params, state, x, train=False, **options)
+    counted = None if where is None else np.broadcast_to(np.asarray(where), x.shape)
+    y, mean, var = np.empty_like(x), *map(wide, state)
+    for first in range(0, len(x), ghost_size):
+        part = slice(first, first + ghost_size)
+        some = None if counted is None else counted[part]
+        seen = some is None or bool(some.any())
+        y[part], new_mean, new_var = batch_norm(params, (mean, var), x[part], train=seen, where=some if seen else None, **options)
+        mean, var = new_mean, new_var
+    return Normalized(y, mean, var)
+
+
 class Renormalized(NamedTuple):
     y: Array
     mean: Array

@@ -48,7 +48,7 @@ def test_arguments_are_those_of_flax(ours, flaxs, name):
     ("package", "base"), [(jaxnorm.linen, flax.linen.Module), (jaxnorm.nnx, flax.nnx.Module)], ids=["linen", "nnx"]
 )
 def test_packages_export_their_classes(package, base):
-    batch = ["BatchNorm", "BatchRenorm", "DecorrelatedBatchNorm"]
+    batch = ["BatchNorm", "BatchRenorm", "DecorrelatedBatchNorm", "GhostBatchNorm"]
     sample = ["GatedRMSNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
     assert sorted(package.__all__) == sorted([*batch, *sample, *NOISES])
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)

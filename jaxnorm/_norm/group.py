@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxnorm._axes import canonical_axes, match_sharding, merge_axes, other_axes, split_axis
+from jaxnorm._axes import canonical_axes, merge_axes, split_axis
 from jaxnorm._batch_layer import init_affine
 from jaxnorm._checks import Scalar, check_activation, check_float, check_groups, check_residual, check_size, check_sizes
-from jaxnorm._moments import AxisName, Moments, pool_groups
+from jaxnorm._moments import AxisName, pool_groups
 from jaxnorm._normalize import Activation
 from jaxnorm._sample_layer import SampleCall, checked_sample_call
 from jaxnorm._types import AffineParams, widened
@@ -271,33 +270,14 @@ def _group_norm(call: SampleCall, residual: jax.Array | None, *, groups: int, ac
         wide = widened(call.x)
         place = sum(a not in call.reduced for a in range(channel))
         batch = pool_groups(call.moments(wide), place, groups)
-        return _normalized(call, wide, batch, residual, activation)
+        return call.normalize(wide, *batch, residual=residual, activation=activation)
 
 
 @functools.partial(jax.jit, static_argnames=("activation",))
 def _instance_norm(call: SampleCall, residual: jax.Array | None, *, activation: Activation | None) -> jax.Array:
     with jax.named_scope("jaxnorm.instance_norm"):
         wide = widened(call.x)
-        return _normalized(call, wide, call.moments(wide), residual, activation)
-
-
-def _normalized(
-    call: SampleCall, wide: jax.Array, batch: Moments, residual: jax.Array | None, activation: Activation | None
-) -> jax.Array:
-    """Returns the normalized x, with scale and bias for every position of the statistics.
-
-    So their gradients take no sums of their own, nor do those of what the statistics are made of, unless the compiler makes
-    one sum of two: the barrier keeps that over each channel's positions.
-    """
-    kept = other_axes(call.reduced, call.x.ndim)
-    shared = tuple(place for place, axis in enumerate(kept) if axis not in call.features)
-
-    def spread(part: jax.Array) -> jax.Array:
-        return match_sharding(jnp.broadcast_to(jnp.expand_dims(part, shared), batch.mean.shape), batch.mean)
-
-    params, mean, var = lax.optimization_barrier((jax.tree.map(spread, call.params), batch.mean, batch.var))
-    call = dataclasses.replace(call, params=params, features=kept)
-    return call.normalize(wide, mean, var, batch.n, residual=residual, activation=activation)
+        return call.normalize(wide, *call.moments(wide), residual=residual, activation=activation)
 
 
 def _without_positions(call: SampleCall, residual: jax.Array | None, groups: int, activation: Activation | None) -> jax.Array:

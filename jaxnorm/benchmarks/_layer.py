@@ -12,6 +12,7 @@ BETA = 0.5
 MOMENTUM = 0.9
 EPSILON = 1e-5
 GROUPS = 32
+GHOST = 16  # examples
 AXIS = "devices"  # the mapped axis of layers that pool over devices
 
 

@@ -11,7 +11,7 @@ import jax
 
 import jaxnorm
 import jaxnorm.linen
-from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, GROUPS, MOMENTUM, RATE, Builder, Layer, with_mask
+from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, GHOST, GROUPS, MOMENTUM, RATE, Builder, Layer, with_mask
 from jaxnorm.benchmarks._networks import resnet_step, transformer_step
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._programs import LAYERS_TO_COMPILE, Work, compilation, eager_call, forward, forward_and_backward
@@ -123,6 +123,9 @@ def norm(
     return lambda x: Layer(apply, *init(x.shape[-1]), channels_first=channels_first)
 
 
+ghost_norm = norm(jaxnorm.ghost_batch_norm, jaxnorm.init_ghost_batch_norm, ghost_size=GHOST)
+
+
 def sample_norm(
     function: Callable[..., jax.Array] = jaxnorm.layer_norm,
     init: Callable[..., Any] = jaxnorm.init_layer_norm,
@@ -206,6 +209,7 @@ _DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
 _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
 _RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
+_GHOST = {"jaxnorm": ghost_norm}
 _MASKED_NORM = {"jaxnorm": with_mask(norm())}
 _DECORRELATED = {"jaxnorm": norm(jaxnorm.decorrelated_batch_norm, jaxnorm.init_decorrelated_batch_norm)}
 _LAYER_NORM = {"jaxnorm": layer_norm}
@@ -233,6 +237,7 @@ ROWS = (
     Row("group_norm", "Group norm", _TRAINING, {"jaxnorm": group_norm}, _IMAGES, passes=8, headline=True),
     Row("instance_norm", "Instance norm", _TRAINING, {"jaxnorm": instance_norm}, _MAPS, passes=8),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
+    Row("ghost_batch_norm", "Ghost batch norm", _TRAINING, _GHOST, _IMAGES, passes=8, quick=False),
     Row("decorrelated_batch_norm", "Decorrelated batch norm", _TRAINING, _DECORRELATED, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),
     Row("transformer", "Transformer with dropout", _TRANSFORMER, _BITS | {"jaxnorm.linen": _linen_dropout}, _TEXT, _F32,

@@ -25,7 +25,7 @@ from jaxnorm.benchmarks._gpu_kernels import Program
 from jaxnorm.benchmarks._layer import BETA, EPSILON, MOMENTUM, RATE, Layer, as_input, with_gradient, with_relu
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._program_report import Part, Report, Work
-from jaxnorm.benchmarks._rows import group_norm, instance_norm, layer_norm, noise, norm, rms_norm
+from jaxnorm.benchmarks._rows import ghost_norm, group_norm, instance_norm, layer_norm, noise, norm, rms_norm
 from jaxnorm.experiments._report import Table
 
 SHAPE = (64, 56, 56, 256)
@@ -94,6 +94,7 @@ LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         "flax linen": partial(linen.batch_norm, channels_first=True),
     },
     "batch renorm": {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)},
+    "ghost batch norm": {"jaxnorm": ghost_norm},
     "layer norm": {"jaxnorm": layer_norm, **linen.LAYERS["layer_norm"]},
     "RMS norm": {"jaxnorm": rms_norm, **linen.LAYERS["rms_norm"]},
     "group norm": {"jaxnorm": group_norm, **linen.LAYERS["group_norm"]},

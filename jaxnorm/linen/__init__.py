@@ -5,6 +5,7 @@ from jaxnorm.linen.batch_renorm import BatchRenorm
 from jaxnorm.linen.decorrelated_batch_norm import DecorrelatedBatchNorm
 from jaxnorm.linen.dropout import Dropout, GaussianDropout, UniformDropout
 from jaxnorm.linen.gated_rms_norm import GatedRMSNorm
+from jaxnorm.linen.ghost_batch_norm import GhostBatchNorm
 from jaxnorm.linen.group_norm import GroupNorm
 from jaxnorm.linen.instance_norm import InstanceNorm
 from jaxnorm.linen.layer_norm import LayerNorm
@@ -17,6 +18,7 @@ __all__ = [
     "Dropout",
     "GatedRMSNorm",
     "GaussianDropout",
+    "GhostBatchNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",

@@ -5,6 +5,7 @@ from jaxnorm.nnx.batch_renorm import BatchRenorm
 from jaxnorm.nnx.decorrelated_batch_norm import DecorrelatedBatchNorm
 from jaxnorm.nnx.dropout import Dropout, GaussianDropout, UniformDropout
 from jaxnorm.nnx.gated_rms_norm import GatedRMSNorm
+from jaxnorm.nnx.ghost_batch_norm import GhostBatchNorm
 from jaxnorm.nnx.group_norm import GroupNorm
 from jaxnorm.nnx.instance_norm import InstanceNorm
 from jaxnorm.nnx.layer_norm import LayerNorm
@@ -17,6 +18,7 @@ __all__ = [
     "Dropout",
     "GatedRMSNorm",
     "GaussianDropout",
+    "GhostBatchNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",

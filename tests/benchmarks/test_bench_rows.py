@@ -16,7 +16,14 @@ from jaxnorm.benchmarks._rows import ROWS, Case, Kind, Row, Sizes, cases, chosen
 
 FUNCTIONS = [name for name in jaxnorm.__all__ if not inspect.isclass(getattr(jaxnorm, name))]
 LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "weight_scaled")]
-FLAX_LACKS = ("batch_renorm", "decorrelated_batch_norm", "gated_rms_norm", "gaussian_dropout", "uniform_dropout")
+FLAX_LACKS = (
+    "batch_renorm",
+    "decorrelated_batch_norm",
+    "gated_rms_norm",
+    "gaussian_dropout",
+    "ghost_batch_norm",
+    "uniform_dropout",
+)
 SIZES = Sizes(full=((6, 5), (3, 2, 4)), quick=((2, 5),))
 
 
