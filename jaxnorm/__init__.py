@@ -10,6 +10,14 @@ from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_drop
 from jaxnorm._norm.batch import batch_norm, init_batch_norm
 from jaxnorm._norm.ghost import ghost_batch_norm, init_ghost_batch_norm
 from jaxnorm._norm.group import group_norm, init_group_norm, init_instance_norm, instance_norm
+from jaxnorm._norm.kinds import (
+    conditional_batch_norm,
+    domain_batch_norm,
+    init_conditional_batch_norm,
+    init_domain_batch_norm,
+    init_split_batch_norm,
+    split_batch_norm,
+)
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
 from jaxnorm._norm.rms import gated_rms_norm, init_gated_rms_norm, init_rms_norm, rms_norm
 from jaxnorm._norm.sample import init_layer_norm, layer_norm
@@ -26,7 +34,9 @@ __all__ = [
     "batch_norm",
     "batch_renorm",
     "classic_dropout",
+    "conditional_batch_norm",
     "decorrelated_batch_norm",
+    "domain_batch_norm",
     "dropout",
     "gated_rms_norm",
     "gaussian_dropout",
@@ -34,16 +44,20 @@ __all__ = [
     "group_norm",
     "init_batch_norm",
     "init_batch_renorm",
+    "init_conditional_batch_norm",
     "init_decorrelated_batch_norm",
+    "init_domain_batch_norm",
     "init_gated_rms_norm",
     "init_ghost_batch_norm",
     "init_group_norm",
     "init_instance_norm",
     "init_layer_norm",
     "init_rms_norm",
+    "init_split_batch_norm",
     "instance_norm",
     "layer_norm",
     "rms_norm",
+    "split_batch_norm",
     "uniform_dropout",
     "weight_scaled",
 ]

@@ -197,6 +197,24 @@ def check_groups(channels: Any, *, num_groups: Any = None, group_size: Any = Non
     return (value, other) if group_size is None else (other, value)
 
 
+def check_kinds(name: str, kinds: Any, batch: Any, *, scalar: bool = False) -> jax.Array:
+    """Returns the kinds of the examples as an array, or raises unless they are ints, one an example, or one for all if allowed.
+
+    Which numbers they are is not looked at, but of a Python int.
+    """
+    wanted = f"an array of ints of shape [{batch}], the batch's" + (", or an int" if scalar else "")
+    if scalar and isinstance(kinds, int) and not isinstance(kinds, bool):
+        if kinds < 0:
+            raise ValueError(f"{name} must be at least 0, got {kinds}")
+        return jnp.asarray(kinds)
+    if not jnp.issubdtype(getattr(kinds, "dtype", bool), jnp.integer):
+        raise TypeError(f"{name} must be {wanted}, got {_show(kinds)}")
+    shape = np.shape(kinds)
+    if shape != (batch,) and not (scalar and not shape):
+        raise ValueError(f"{name} must be {wanted}, got shape {list(shape)}")
+    return jnp.asarray(kinds)
+
+
 def check_residual(residual: Any, x: jax.Array) -> jax.Array | None:
     """Returns what is added to a normalized x, or raises unless it is None or an array like x."""
     if residual is not None:

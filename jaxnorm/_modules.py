@@ -60,11 +60,13 @@ class BatchFunction(NamedTuple):
       function: its function.
       state: the function's state: a mean and another statistic, in this order.
       new_spread: makes the other statistic of a new module, from the module, the shape of the channels and a dtype.
+      rows: gives the sizes of the parameters, and of the statistics, before those of the channels, from the module.
     """
 
     function: Callable[..., Any]
     state: Any
     new_spread: Callable[[Any, tuple[int, ...], Any], jax.Array] = _ones
+    rows: Callable[[Any], tuple[tuple[int, ...], tuple[int, ...]]] = lambda _: ((), ())
 
     @property
     def spread(self) -> str:

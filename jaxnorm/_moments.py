@@ -358,12 +358,7 @@ def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]
       axis_name: name or names of mapped axes.
       groups: groups of indices along them.
     """
-    try:
-        size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
-    except NameError as error:
-        raise ValueError(
-            f"axis_name {axis_name!r} is not bound here: call inside jax.shard_map or jax.vmap(axis_name=...), or leave it out"
-        ) from error
+    index, size = place_among(axis_name)
     row, unravel = ravel_pytree(jax.tree.map(lambda part: jnp.stack(_real_parts(part)), local))
     own = (jnp.arange(size) == index)[:, None]
     rows = jax.vmap(unravel)(lax.psum(jnp.where(own, row, jnp.zeros((), row.dtype)), axis_name))
@@ -374,6 +369,20 @@ def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]
     n = select(before(together, stacked.n), stacked.n)
     # A device outside the group has no weight, and must not bring in its NaN either.
     return jax.tree.map(lambda part: select(before(n > 0, part), part), stacked._replace(n=n))
+
+
+def place_among(axis_name: AxisName, groups: Sequence[Sequence[int]] | None = None) -> tuple[jax.Array, Any]:
+    """Returns which of the devices of `axis_name`, or of its own group, this one is, and how many they are."""
+    try:
+        size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name {axis_name!r} is not bound here: call inside jax.shard_map or jax.vmap(axis_name=...), or leave it out"
+        ) from error
+    if groups is None:
+        return index, size
+    together = jnp.asarray(membership(groups, size))[index]
+    return jnp.sum(together & (jnp.arange(size) < index)), jnp.sum(together)
 
 
 def before(x: jax.Array, like: jax.Array) -> jax.Array:

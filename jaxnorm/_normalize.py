@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import reshard
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from jaxnorm._axes import match_sharding, other_axes, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
@@ -56,8 +56,10 @@ def normalize(
     """
     axes, kept = tuple(axes), other_axes(axes, x.ndim)
     features = kept if feature_axes is None else tuple(feature_axes)
-    if axes and set(features) < set(kept):
-        mean, var, scale, bias, features = *_spread(x, mean, var, scale, bias, features, kept), kept
+    either = tuple(sorted({*kept, *features}))
+    if (kept, features) != (either, either) and len(either) < x.ndim:
+        mean, var, scale, bias = _spread((mean, var), (scale, bias), kept, features, either, x)
+        axes, features = other_axes(either, x.ndim), either
     along = _Axes(axes, other_axes(features, x.ndim))
     numbers = wide_dtype(x.dtype) if mean is None else mean.dtype
     factor = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)).astype(numbers)
@@ -70,27 +72,32 @@ def normalize(
 
 
 def _spread(
-    x: jax.Array,
-    mean: jax.Array | None,
-    var: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    features: tuple[int, ...],
+    statistics: tuple[jax.Array | None, ...],
+    affine: tuple[jax.Array | None, ...],
     kept: tuple[int, ...],
-) -> tuple[jax.Array | None, jax.Array, jax.Array | None, jax.Array | None]:
-    """Returns all that x is normalized by in the shape of the statistics.
+    features: tuple[int, ...],
+    either: tuple[int, ...],
+    x: jax.Array,
+) -> Any:
+    """Returns mean, variance, scale and bias for every position along the axes that either the statistics or the others have.
 
-    So the gradients of scale and bias take no sums over x of their own, and neither do those of what the statistics were pooled
-    from, unless the compiler makes one sum of two: the barrier keeps those over the reduced axes.
+    So the gradients of all take the same sums over x, and those of what the statistics were pooled from take none, unless the
+    compiler makes one sum of two: the barrier keeps those over the axes that none of them has.
     """
-    shared = tuple(place for place, axis in enumerate(kept) if axis not in features)
+    shape = tuple(x.shape[axis] for axis in either)
+    sharding = shared_sharding(x, other_axes(either, x.ndim))
+    if sharding is not None:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[axis] for axis in either)))
 
-    def along_statistics(part: jax.Array | None) -> jax.Array | None:
+    def spread(part: jax.Array | None, along: tuple[int, ...]) -> jax.Array | None:
         if part is None:
             return None
-        return match_sharding(jnp.broadcast_to(jnp.expand_dims(part, shared), var.shape), var)
+        shared = tuple(place for place, axis in enumerate(either) if axis not in along)
+        whole = jnp.broadcast_to(jnp.expand_dims(part, shared), shape)
+        return whole if sharding is None else reshard(whole, sharding)
 
-    return lax.optimization_barrier((mean, var, along_statistics(scale), along_statistics(bias)))
+    parts = (*(spread(part, kept) for part in statistics), *(spread(part, features) for part in affine))
+    return lax.optimization_barrier(parts)
 
 
 class _Axes(NamedTuple):

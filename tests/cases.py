@@ -115,6 +115,18 @@ def _of_vectors(dtype: Any) -> Arguments:
     return {name: a if name == "x" else jax.tree.map(lambda part: jnp.tile(part, (2, 4, 1)), a) for name, a in arguments.items()}
 
 
+def _kinds(dtype: Any, name: str, *, state: bool = True, params: bool = True, **more: Any) -> Arguments:
+    """Three kinds of examples, of which the second has one."""
+    arguments = _batch_norm(dtype, **more)
+    given = {} if name == "" else {name: jnp.asarray([0, 2, 0, 2, 1, 2, 2, 0])}
+    tables = {"params": params, "state": state}
+
+    def table(part: jax.Array) -> jax.Array:
+        return part[None] * jnp.asarray([1.0, 1.5, 0.7], part.dtype)[:, None]
+
+    return {key: jax.tree.map(table, a) if tables.get(key) else a for key, a in arguments.items()} | given
+
+
 def _batch_renorm(dtype: Any, std: float = 0.05, **more: Any) -> Arguments:
     """With a state so far from the batch that both corrections are at their limits: constants, also for finite differences."""
     arguments = _batch_norm(dtype, **more)
@@ -234,6 +246,70 @@ CASES = (
         jaxnorm.ghost_batch_norm,
         _MOMENTUM,
         {"train": True, "ghost_size": 4, "channel_axis": (1, 2, 3)},
+        takes_complex=True,
+    ),
+    Case(
+        "conditional_batch_norm-where",
+        lambda dtype: _kinds(dtype, "labels", state=False, where=counted()),
+        jaxnorm.conditional_batch_norm,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where", "labels"),
+        takes_complex=True,
+    ),
+    Case(
+        "conditional_batch_norm-infer",
+        lambda dtype: _kinds(dtype, "labels", state=False),
+        jaxnorm.conditional_batch_norm,
+        _MOMENTUM,
+        {"train": False},
+        ("x", "labels"),
+        takes_complex=True,
+        idle=("momentum",),
+    ),
+    Case(
+        "domain_batch_norm-train",
+        lambda dtype: _kinds(dtype, "domains", params=False),
+        jaxnorm.domain_batch_norm,
+        _MOMENTUM,
+        {"train": True},
+        ("x", "domains"),
+        takes_complex=True,
+    ),
+    Case(
+        "domain_batch_norm-where",
+        lambda dtype: _kinds(dtype, "domains", where=counted()),
+        jaxnorm.domain_batch_norm,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where", "domains"),
+        takes_complex=True,
+    ),
+    Case(
+        "domain_batch_norm-infer",
+        lambda dtype: _kinds(dtype, "domains"),
+        jaxnorm.domain_batch_norm,
+        _MOMENTUM,
+        {"train": False},
+        ("x", "domains"),
+        takes_complex=True,
+        idle=("momentum",),
+    ),
+    Case(
+        "split_batch_norm-infer",
+        lambda dtype: _kinds(dtype, ""),
+        jaxnorm.split_batch_norm,
+        _MOMENTUM,
+        {"train": False},
+        takes_complex=True,
+        idle=("momentum",),
+    ),
+    Case(
+        "split_batch_norm-train",
+        lambda dtype: jax.tree.map(lambda a: a[:2] if a.shape[0] == 3 and a.ndim == 2 else a, _kinds(dtype, "")),
+        jaxnorm.split_batch_norm,
+        _MOMENTUM,
+        {"train": True},
         takes_complex=True,
     ),
     Case(

@@ -96,6 +96,68 @@ def ghost_batch_norm(
     return Normalized(y, mean, var)
 
 
+def _rows(table: ArrayLike | None, kinds: Array, ndim: int, channels: int) -> Array | None:
+    """Each example's row, beside the positions."""
+    if table is None:
+        return None
+    rows = wide(table)[kinds]
+    return rows.reshape(len(kinds), *[1] * (ndim - 1 - channels), *rows.shape[1:])
+
+
+def conditional_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    labels: ArrayLike,
+    **options: Any,
+) -> Normalized:
+    """Batch norm, and then each example by its class's scale and bias (Dumoulin et al., 2017); the channels come last."""
+    y, mean, var = batch_norm((None, None), state, x, **options)
+    scale, bias = (_rows(table, np.asarray(labels), y.ndim, 1) for table in params)
+    y = y if scale is None else y * scale
+    return Normalized(y if bias is None else y + bias, mean, var)
+
+
+def domain_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    domains: ArrayLike,
+    *,
+    train: bool,
+    where: ArrayLike | None = None,
+    **options: Any,
+) -> Normalized:
+    """Batch norm of each domain's examples alone (Chang et al., 2019); one that counts nothing takes the running statistics."""
+    x, of = wide(x), np.broadcast_to(np.asarray(domains), len(np.asarray(x)))
+    counted = None if where is None else np.broadcast_to(np.asarray(where), x.shape)
+    y, means, variances = np.empty_like(x), *(np.array(wide(part)) for part in state)
+    for domain in range(len(means)):
+        some = of == domain
+        own = [None if part is None else part if np.ndim(part) == 1 else np.asarray(part)[domain] for part in params]
+        mask = None if counted is None else counted[some]
+        seen = bool(some.any()) and (mask is None or bool(mask.any()))
+        result = batch_norm(own, (means[domain], variances[domain]), x[some], train=train and seen, where=mask, **options)
+        y[some] = result.y
+        if train and seen:
+            means[domain], variances[domain] = result.mean, result.var
+    return Normalized(y, means, variances)
+
+
+def split_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    **options: Any,
+) -> Normalized:
+    """Batch norm of each equal part of the batch, of which the first alone is there in inference (Xie et al., 2020)."""
+    parts = len(np.asarray(state[0]))
+    size = len(np.asarray(x))
+    return domain_batch_norm(params, state, x, np.arange(size) * parts // size if train else 0, train=train, **options)
+
+
 class Renormalized(NamedTuple):
     y: Array
     mean: Array

@@ -49,8 +49,9 @@ def test_arguments_are_those_of_flax(ours, flaxs, name):
 )
 def test_packages_export_their_classes(package, base):
     batch = ["BatchNorm", "BatchRenorm", "DecorrelatedBatchNorm", "GhostBatchNorm"]
+    kinds = ["ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm"]
     sample = ["GatedRMSNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
-    assert sorted(package.__all__) == sorted([*batch, *sample, *NOISES])
+    assert sorted(package.__all__) == sorted([*batch, *kinds, *sample, *NOISES])
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 
 

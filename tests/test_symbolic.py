@@ -75,7 +75,7 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case, 
     serialized = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, 0, case.batched)).serialize()
     program = export.deserialize(serialized)
     assert program.platforms == PLATFORMS
-    arguments = with_rows(case, given, 3)
+    arguments = with_rows(case, given, 6)
     expected = run(key_data, arguments)
     compare(case, program.call(key_data, arguments), expected)
     if not case.calls_library:

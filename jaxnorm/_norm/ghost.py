@@ -17,7 +17,7 @@ from jaxnorm._axes import explicit_sharding, is_known, match_sharding, merge_axe
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_size
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Moments, combine_moments, from_devices, membership, moments, to_average
+from jaxnorm._moments import AxisName, Moments, combine_moments, from_devices, membership, moments, place_among, to_average
 from jaxnorm._normalize import normalize
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype, widened
@@ -237,16 +237,12 @@ def _undivided(part: jax.Array) -> jax.Array:
 def _in_order(call: BatchCall, own: Moments) -> tuple[Moments, jax.Array]:
     """Returns the moments of all devices, one after the other, and where this one's begin."""
     stacked = from_devices(own, call.axis_name, call.axis_index_groups)
-    index = lax.axis_index(call.axis_name)
-    place = index
     if call.axis_index_groups is not None:
         # Those of other groups have counts of 0, and come last.
-        group = jnp.asarray(membership(call.axis_index_groups, lax.axis_size(call.axis_name)))[index]
-        order = jnp.argsort(~group, stable=True)
-        stacked = jax.tree.map(lambda part: part[order], stacked)
-        place = jnp.sum(group & (jnp.arange(group.size) < index))
-    flat = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked)
-    return flat, place * own.n.shape[0]
+        group = jnp.asarray(membership(call.axis_index_groups, lax.axis_size(call.axis_name)))[lax.axis_index(call.axis_name)]
+        stacked = jax.tree.map(lambda part: part[jnp.argsort(~group, stable=True)], stacked)
+    place, _ = place_among(call.axis_name, call.axis_index_groups)
+    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), stacked), place * own.n.shape[0]
 
 
 def _counted(call: BatchCall, seen: Moments) -> tuple[jax.Array, jax.Array]:

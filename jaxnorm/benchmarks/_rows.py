@@ -126,6 +126,21 @@ def norm(
 ghost_norm = norm(jaxnorm.ghost_batch_norm, jaxnorm.init_ghost_batch_norm, ghost_size=GHOST)
 
 
+def _norm_of_kinds(function: Callable[..., Any], init: Callable[..., Any], name: str) -> Builder:
+    """Returns the builder of a norm of two kinds of examples, which take turns."""
+
+    def build(x: jax.ShapeDtypeStruct) -> Layer:
+        def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            given = {name: state[1]} if name else {}
+            y, new = function(params, state[0], x, **given, train=True, momentum=MOMENTUM, epsilon=EPSILON)
+            return y, (new, state[1])
+
+        params, state = init(x.shape[-1])
+        return Layer(apply, params, (state, jax.numpy.arange(x.shape[0]) % 2))
+
+    return build
+
+
 def sample_norm(
     function: Callable[..., jax.Array] = jaxnorm.layer_norm,
     init: Callable[..., Any] = jaxnorm.init_layer_norm,
@@ -210,6 +225,9 @@ _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
 _RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
 _GHOST = {"jaxnorm": ghost_norm}
+_CONDITIONAL = {"jaxnorm": _norm_of_kinds(jaxnorm.conditional_batch_norm, jaxnorm.init_conditional_batch_norm, "labels")}
+_DOMAIN = {"jaxnorm": _norm_of_kinds(jaxnorm.domain_batch_norm, jaxnorm.init_domain_batch_norm, "domains")}
+_SPLIT = {"jaxnorm": _norm_of_kinds(jaxnorm.split_batch_norm, jaxnorm.init_split_batch_norm, "")}
 _MASKED_NORM = {"jaxnorm": with_mask(norm())}
 _DECORRELATED = {"jaxnorm": norm(jaxnorm.decorrelated_batch_norm, jaxnorm.init_decorrelated_batch_norm)}
 _LAYER_NORM = {"jaxnorm": layer_norm}
@@ -237,6 +255,9 @@ ROWS = (
     Row("group_norm", "Group norm", _TRAINING, {"jaxnorm": group_norm}, _IMAGES, passes=8, headline=True),
     Row("instance_norm", "Instance norm", _TRAINING, {"jaxnorm": instance_norm}, _MAPS, passes=8),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
+    Row("conditional_batch_norm", "Conditional batch norm", _TRAINING, _CONDITIONAL, _IMAGES, passes=8, quick=False),
+    Row("domain_batch_norm", "Domain-specific batch norm", _TRAINING, _DOMAIN, _IMAGES, passes=8, quick=False),
+    Row("split_batch_norm", "Split batch norm", _TRAINING, _SPLIT, _IMAGES, passes=8, quick=False),
     Row("ghost_batch_norm", "Ghost batch norm", _TRAINING, _GHOST, _IMAGES, passes=8, quick=False),
     Row("decorrelated_batch_norm", "Decorrelated batch norm", _TRAINING, _DECORRELATED, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),

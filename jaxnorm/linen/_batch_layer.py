@@ -56,8 +56,9 @@ class BatchLayer(nn.Module):
     def _run(self, x: jax.Array, use_running_average: bool | jax.Array | None, mask: jax.Array | None, **then: Any) -> jax.Array:
         """Calls the function with the variables, the fields that it knows by name, and `then`."""
         frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        shape = feature_shape(x, self.axis)
-        params = affine_params(self, shape)
+        channels = feature_shape(x, self.axis)
+        shape_of_params, shape = ((*rows, *channels) for rows in self.layer.rows(self))
+        params = affine_params(self, shape_of_params)
         mean_dtype = wide_dtype(compute_dtype(self.dtype, x, *params))
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
         new_spread = functools.partial(self.layer.new_spread, self, shape, real_dtype(mean_dtype))

@@ -25,8 +25,9 @@ class AffineLayer(nnx.Module):
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any],
         bias_metadata: Mapping[str, Any],
+        rows: tuple[int, ...] = (),
     ):
-        shape = check_sizes("num_features", num_features)
+        shape = (*rows, *check_sizes("num_features", num_features))
         # An absent part is data too, so that a layer with and one without it differ in their leaves and not in static fields.
         self.scale = nnx.data(None)
         self.bias = nnx.data(None)

@@ -60,6 +60,7 @@ class BatchLayer(AffineLayer):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         """Makes the variables; the arguments are those of the class."""
+        rows_of_params, rows = self.layer.rows(self)
         super().__init__(
             num_features,
             use_scale=use_scale,
@@ -70,8 +71,10 @@ class BatchLayer(AffineLayer):
             rngs=rngs,
             scale_metadata=scale_metadata,
             bias_metadata=bias_metadata,
+            rows=rows_of_params,
         )
-        shape, mean_dtype = check_sizes("num_features", num_features), wide_dtype(param_dtype if dtype is None else dtype)
+        shape = (*rows, *check_sizes("num_features", num_features))
+        mean_dtype = wide_dtype(param_dtype if dtype is None else dtype)
         self.mean = nnx.BatchStat(jnp.zeros(shape, mean_dtype))
         setattr(self, self.layer.spread, nnx.BatchStat(self.layer.new_spread(self, shape, real_dtype(mean_dtype))))
         self.use_running_average = use_running_average

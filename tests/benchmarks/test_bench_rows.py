@@ -18,10 +18,13 @@ FUNCTIONS = [name for name in jaxnorm.__all__ if not inspect.isclass(getattr(jax
 LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "weight_scaled")]
 FLAX_LACKS = (
     "batch_renorm",
+    "conditional_batch_norm",
     "decorrelated_batch_norm",
+    "domain_batch_norm",
     "gated_rms_norm",
     "gaussian_dropout",
     "ghost_batch_norm",
+    "split_batch_norm",
     "uniform_dropout",
 )
 SIZES = Sizes(full=((6, 5), (3, 2, 4)), quick=((2, 5),))
