@@ -50,7 +50,7 @@ def placed(mesh: jax.sharding.Mesh, case: Case, arguments: dict[str, Any], spec:
         if not isinstance(leaf, jax.Array):
             return leaf
         wanted = tuple(spec) if name in case.batched else ()
-        parts = [part if leaf.shape[axis] > 1 else None for axis, part in enumerate(wanted)]
+        parts = [part if leaf.shape[axis] > 1 else None for axis, part in enumerate(wanted[: leaf.ndim])]
         return jax.device_put(leaf, NamedSharding(mesh, P(*parts)))
 
     return {name: jax.tree.map(lambda leaf, name=name: place(name, leaf), value) for name, value in arguments.items()}

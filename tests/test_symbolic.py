@@ -46,7 +46,7 @@ def symbolic(arguments: Arguments, axis: int, names: tuple[str, ...]) -> Argumen
 
     def shape(name: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         whole = list(leaf.shape)
-        if name in names and whole[axis] == known:
+        if name in names and axis < leaf.ndim and whole[axis] == known:
             whole[axis] = size
         return jax.ShapeDtypeStruct(tuple(whole), leaf.dtype)
 

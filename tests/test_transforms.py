@@ -186,7 +186,8 @@ def test_a_scan_over_layers_keeps_nothing_of_them(case: Case) -> None:
 def test_memory_of_the_gradient_is_a_few_times_that_of_x(case: Case) -> None:
     varied, rest = varied_and_rest(case.arguments())
     varied, rest = (
-        {name: jnp.tile(a, (64, 1, 1, 1)) if name in case.batched else a for name, a in part.items()} for part in (varied, rest)
+        {name: jnp.tile(a, (64, *[1] * (a.ndim - 1))) if name in case.batched else a for name, a in part.items()}
+        for part in (varied, rest)
     )
     memory = compiled_gradient(case).lower(varied, new_key(), rest).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= case.temporaries * varied["x"].nbytes + 2**12  # and what is as large as the statistics

@@ -325,7 +325,7 @@ def _gated_rms_norm(call: SampleCall, gate: jax.Array, *, gate_first: bool, acti
     @recomputed
     def before(call: SampleCall, gate: jax.Array) -> jax.Array:
         x, factor = (widened(valid(a, call.where, a)) for a in (call.x, gate))
-        gated = x * activation(factor)
+        gated = x * activation(factor).astype(x.dtype)
         return normalized(dataclasses.replace(call, x=gated), gated)
 
     @recomputed
