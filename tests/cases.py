@@ -284,6 +284,7 @@ CASES = (
         {"train": True, "unbiased": True},
         ("x", "where", "domains"),
         takes_complex=True,
+        temporaries=4,
     ),
     Case(
         "domain_batch_norm-infer",
