@@ -356,7 +356,7 @@ CASES = (
     Case("rms_norm", _layer_norm, jaxnorm.rms_norm, _SCALE_OFFSET, takes_complex=True),
     Case(
         "rms_norm-where",
-        lambda dtype: _layer_norm(dtype, where=counted() | (jnp.arange(3).reshape(1, 1, 1, 3) == 1)),
+        lambda dtype: _layer_norm(dtype, where=counted() | (jnp.arange(3).reshape(1, 1, 1, 3) == 0)),
         jaxnorm.rms_norm,
         _SCALE_OFFSET,
         {"fraction": 0.7},

@@ -256,6 +256,7 @@ def _averaged(call: BatchCall, ghosts: Moments, unbiased: bool) -> RunningStats:
 
     `state <- momentum^k state + (1 - momentum) sum_i momentum^(k - i) s_i` for k of them.
     """
+    ghosts = jax.tree.map(_undivided, ghosts)
     batch = RunningStats(ghosts.mean, to_average(ghosts.var, ghosts.n, unbiased))
     trusted = (ghosts.n > 0) & jnp.isfinite(ghosts.mean) & jnp.isfinite(ghosts.var)
     old, new = (jnp.asarray(weight, real_dtype(wide_dtype(call.x.dtype))) for weight in call.weights)

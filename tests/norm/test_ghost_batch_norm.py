@@ -146,7 +146,7 @@ def test_ghosts_do_not_depend_on_the_number_of_devices(shape: tuple[int, ...], d
     y, new = jax.jit(jax.vmap(call, axis_name="d"))(x.reshape(devices, -1, *shape[1:]))
     assert_allclose(y.reshape(shape), expected, rtol=1e-5, atol=1e-5)
     for part, wanted in zip(new, expected_state, strict=True):
-        assert_allclose(part, jnp.broadcast_to(wanted, part.shape), rtol=1e-6)
+        assert_allclose(part, jnp.broadcast_to(wanted, part.shape), rtol=1e-6, atol=1e-6)
 
 
 def test_groups_of_devices_have_batches_of_their_own() -> None:
@@ -171,7 +171,8 @@ def test_sharded_arrays_of_either_kind_of_axis(axis_type: AxisType, shape: tuple
     spec = P("d") if axis == 0 else P(*[None] * (len(shape) - 1), "d")
 
     def run(params: AffineParams, x: jax.Array) -> Any:
-        y, pullback, new = jax.vjp(lambda p, x: ghost_batch_norm(p, state, x, ghost_size, train=True), params, x, has_aux=True)
+        call = lambda p, x: ghost_batch_norm(p, state, x, ghost_size, train=True, epsilon=1e-2)  # noqa: E731
+        y, pullback, new = jax.vjp(call, params, x, has_aux=True)
         return y, new, pullback(jnp.cos(y))
 
     expected = jax.jit(run)(params, x)
