@@ -203,11 +203,12 @@ def _mean_and_var_jvp(axes: tuple[int, ...], derived: bool, primals: Any, tangen
     """
     x, wide, where, n, shift = primals
     mean, var = _mean_and_var(x, wide, where, n, shift, axes, True)
+    copy = 0 if x.ndim - 1 in axes else 2  # a row that is normalized shares its `x - mean` in one loop; a column had better not
 
     @recomputed
     def tangent(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
         dx = select(where, dx)
-        along = select(where, x.astype(mean.dtype) - jnp.expand_dims(unshared(mean, 2), axes)).conj() * dx
+        along = select(where, x.astype(mean.dtype) - jnp.expand_dims(unshared(mean, copy), axes)).conj() * dx
         return jnp.sum(dx, axes) / n.astype(mean.dtype), 2 * jnp.sum(along.real, axes) / n
 
     return (mean, var), tangent(x, mean, tangents[1])
