@@ -67,6 +67,12 @@ def shared_sharding(x: jax.Array, shared: Sequence[int]) -> NamedSharding | None
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
+def sharding_along(x: jax.Array, axes: Sequence[int]) -> NamedSharding | None:
+    """Returns the explicit sharding of an array that has these axes of x alone: x's own."""
+    sharding = explicit_sharding(x)
+    return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[axis] for axis in axes)))
+
+
 def is_known(size: Any) -> bool:
     """Whether a size of an array is a number, and no symbol of `jax.export`."""
     return isinstance(size, int | np.integer)

@@ -144,14 +144,20 @@ class BatchCall:
         return update_running(self.state, batch, jax.tree.map(lambda part: before(trusted, part), batch), self.weights)
 
     def normalize(
-        self, mean: jax.Array, var: jax.Array, *, affine: AffineParams | None = None, epsilon: Scalar | None = None, **then: Any
+        self,
+        mean: jax.Array,
+        var: jax.Array,
+        *,
+        affine: AffineParams | None = None,
+        epsilon: Scalar | None = None,
+        axes: tuple[int, ...] | None = None,
+        **then: Any,
     ) -> jax.Array:
-        """Returns x normalized by these statistics, with the layer's own scale, bias and epsilon if no others are given."""
+        """Returns x normalized by these statistics, with the layer's own scale, bias, epsilon and axes if no others are given."""
         scale, bias = self.params if affine is None else affine
         epsilon = self.epsilon if epsilon is None else epsilon
-        return normalize(
-            self.x, mean, var, scale, bias, epsilon=epsilon, axes=self.axes, where=self.where, dtype=self.dtype, **then
-        )
+        axes = self.axes if axes is None else axes
+        return normalize(self.x, mean, var, scale, bias, epsilon=epsilon, axes=axes, where=self.where, dtype=self.dtype, **then)
 
     def run(self, training: Callable[[], Any], inference: Callable[[], Any]) -> tuple[jax.Array, Any]:
         """Returns what the mode gives: the output and the new state."""
@@ -224,6 +230,12 @@ def checked_call(
         axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
+
+
+def check_batch_axis(call: BatchCall, channel_axis: Any) -> None:
+    """Raises unless the first axis is that of the batch."""
+    if 0 in call.channels or not call.axes:
+        raise ValueError(f"channel_axis must leave the first axis to the batch, got {channel_axis!r} for x of rank {call.x.ndim}")
 
 
 def _weights(momentum: Scalar) -> tuple[Any, Any]:

@@ -21,7 +21,19 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import reshard
 
-from jaxnorm._axes import count_of, in_parts, is_known, match_sharding, merge_axes, shared_sharding, split_axis, vary, varying
+from jaxnorm._axes import (
+    count_of,
+    explicit_sharding,
+    in_parts,
+    is_known,
+    match_sharding,
+    merge_axes,
+    other_axes,
+    sharding_along,
+    split_axis,
+    vary,
+    varying,
+)
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import real_dtype, wide_dtype, widened
 
@@ -246,7 +258,7 @@ def _rough_mean(x: jax.Array, where: jax.Array | None, n: jax.Array, axes: tuple
     """
     steps = ((axis, step) for step in (4, 3, 2) for axis in axes if is_known(x.shape[axis]) and x.shape[axis] % step == 0)
     found = next(steps, None)
-    if where is None and x.ndim - 1 not in axes and found and x.size and shared_sharding(x, ()) is None:
+    if where is None and x.ndim - 1 not in axes and found and x.size and explicit_sharding(x) is None:
         axis, step = found
         x = lax.index_in_dim(split_axis(x, axis, x.shape[axis] // step), 0, axis + 1, keepdims=False)
         n = n / step
@@ -332,8 +344,8 @@ def count(x: jax.Array, axes: tuple[int, ...], where: jax.Array | None) -> jax.A
 def shift_along(x: jax.Array, axes: tuple[int, ...], near: jax.Array) -> jax.Array:
     """Returns the shift for every position that is not reduced, sharded as x is there."""
     shift = lax.stop_gradient(near).astype(wide_dtype(x.dtype))
-    sharding = shared_sharding(x, axes)
-    return shift if sharding is None else jnp.squeeze(reshard(jnp.expand_dims(shift, axes), sharding), axes)
+    sharding = sharding_along(x, other_axes(axes, x.ndim))
+    return shift if sharding is None else reshard(shift, sharding)
 
 
 def select(where: jax.Array | None, x: jax.Array) -> jax.Array:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.sharding import reshard
 
-from jaxnorm._axes import match_sharding, other_axes, shared_sharding
+from jaxnorm._axes import match_sharding, other_axes, sharding_along, shared_sharding
 from jaxnorm._compiler import recomputed, unshared
 from jaxnorm._types import wide_dtype, widened
 
@@ -85,9 +85,7 @@ def _spread(
     compiler makes one sum of two: the barrier keeps those over the axes that none of them has.
     """
     shape = tuple(x.shape[axis] for axis in either)
-    sharding = shared_sharding(x, other_axes(either, x.ndim))
-    if sharding is not None:
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[axis] for axis in either)))
+    sharding = sharding_along(x, either)
 
     def spread(part: jax.Array | None, along: tuple[int, ...]) -> jax.Array | None:
         if part is None:

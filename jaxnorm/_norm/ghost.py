@@ -4,6 +4,7 @@ Where an example has positions, as an image has, its moments are taken first and
 as it lies in memory, and ghosts of any size, on any number of devices, are sums of few numbers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +15,10 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from jaxnorm._axes import explicit_sharding, is_known, match_sharding, merge_axes, split_axis
-from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
+from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_size
 from jaxnorm._compiler import recomputed
 from jaxnorm._moments import AxisName, Moments, combine_moments, from_devices, membership, moments, place_among, to_average
-from jaxnorm._normalize import normalize
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype, widened
 
@@ -142,8 +142,7 @@ def ghost_batch_norm(
         takes_complex=True,
     )
     size = check_size("ghost_size", ghost_size)
-    if 0 in call.channels or not call.axes:
-        raise ValueError(f"channel_axis must leave the first axis to the batch, got {channel_axis!r} for x of rank {x.ndim}")
+    check_batch_axis(call, channel_axis)
     return _ghost_batch_norm(call, size=size, unbiased=bool(unbiased))
 
 
@@ -180,17 +179,8 @@ def _of_vectors(call: BatchCall, size: int) -> tuple[jax.Array, Moments]:
     wide = widened(x)
     near = jnp.broadcast_to(call.state.mean[None], (count, *call.state.mean.shape))
     ghosts = moments(x, (1,), wide=wide, where=where, near=near)
-    y = normalize(
-        x,
-        *_counted(call, ghosts),
-        *call.params,
-        epsilon=call.epsilon,
-        axes=(1,),
-        wide=wide,
-        feature_axes=tuple(axis + 1 for axis in call.channels),
-        where=where,
-        dtype=call.dtype,
-    )
+    cut = dataclasses.replace(call, x=x, where=where, channels=tuple(axis + 1 for axis in call.channels))
+    y = cut.normalize(*_counted(call, ghosts), axes=(1,), wide=wide, feature_axes=cut.channels)
     return merge_axes(y, 0, call.x), ghosts
 
 
@@ -214,18 +204,8 @@ def _of_examples(call: BatchCall, size: int) -> tuple[jax.Array, Moments]:
         return match_sharding(lax.dynamic_slice_in_dim(repeated, first, like.shape[0]), like)
 
     ghosts = combine_moments(jax.tree.map(stacked, examples))
-    y = normalize(
-        call.x,
-        *_counted(call, jax.tree.map(of_each, ghosts, own)),
-        *call.params,
-        epsilon=call.epsilon,
-        axes=positions,
-        wide=wide,
-        feature_axes=call.channels,
-        where=call.where,
-        dtype=call.dtype,
-    )
-    return y, ghosts
+    mean, var = _counted(call, jax.tree.map(of_each, ghosts, own))
+    return call.normalize(mean, var, axes=positions, wide=wide, feature_axes=call.channels), ghosts
 
 
 def _undivided(part: jax.Array) -> jax.Array:

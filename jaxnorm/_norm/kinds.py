@@ -10,14 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnorm._axes import explicit_sharding, is_known
-from jaxnorm._batch_layer import BatchCall, checked_call, init_affine, init_batch_layer
+from jaxnorm._axes import is_known, sharding_along
+from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_affine, check_kinds, check_size, check_type
 from jaxnorm._compiler import recomputed
 from jaxnorm._moments import AxisName, Moments, before, combine_moments, from_devices, moments, place_among, select, to_average
-from jaxnorm._normalize import normalize
 from jaxnorm._types import AffineParams, RunningStats, widened
 
 _NONE = AffineParams(None, None)
@@ -128,24 +126,22 @@ def conditional_batch_norm(
       >>> print(y.round(3).T)
       [[-1.  2.]]
     """
-    call = checked_call(
-        _NONE,
+    call = _checked(
+        params,
         state,
         x,
-        kind=RunningStats,
+        channel_axis,
+        of_kinds=False,
         train=train,
         momentum=momentum,
         epsilon=epsilon,
-        channel_axis=channel_axis,
         where=where,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-        takes_complex=True,
     )
-    _check_first_axis(call, channel_axis)
     labels = check_kinds("labels", labels, call.x.shape[0])
-    return _conditional_batch_norm(_with_tables(call, params), labels, unbiased=bool(unbiased))
+    return _conditional_batch_norm(call, labels, unbiased=bool(unbiased))
 
 
 def init_domain_batch_norm(
@@ -258,27 +254,22 @@ def domain_batch_norm(
       >>> print(state.mean.T)
       [[ 1. 10.]]
     """
-    check_type("state", state, RunningStats)
-    count = jnp.shape(state.mean)[0] if jnp.ndim(state.mean) else 0
-    call = checked_call(
-        _NONE,
+    call = _checked(
+        params,
         state,
         x,
-        kind=RunningStats,
+        channel_axis,
+        of_kinds=True,
         train=train,
         momentum=momentum,
         epsilon=epsilon,
-        channel_axis=channel_axis,
         where=where,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-        takes_complex=True,
-        shapes=lambda shape: RunningStats(*[(count, *shape)] * 2),  # type: ignore[arg-type]
     )
-    _check_first_axis(call, channel_axis)
     domains = jnp.broadcast_to(check_kinds("domains", domains, call.x.shape[0], scalar=True), call.x.shape[:1])
-    return _domain_batch_norm(_with_tables(call, params, count), domains, domains, unbiased=bool(unbiased), name="domain")
+    return _domain_batch_norm(call, domains, domains, unbiased=bool(unbiased), name="domain")
 
 
 def init_split_batch_norm(
@@ -391,29 +382,23 @@ def split_batch_norm(
       >>> print(state.mean.T)
       [[ 1. 10.]]
     """
-    check_type("state", state, RunningStats)
-    count = jnp.shape(state.mean)[0] if jnp.ndim(state.mean) else 0
-    call = checked_call(
-        _NONE,
+    call = _checked(
+        params,
         state,
         x,
-        kind=RunningStats,
+        channel_axis,
+        of_kinds=True,
         train=train,
         momentum=momentum,
         epsilon=epsilon,
-        channel_axis=channel_axis,
         where=where,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-        takes_complex=True,
-        shapes=lambda shape: RunningStats(*[(count, *shape)] * 2),  # type: ignore[arg-type]
     )
-    _check_first_axis(call, channel_axis)
-    call = _with_tables(call, params, count)
     parts = first = jnp.zeros(call.x.shape[0], jnp.int32)
     if call.known_train is not False:
-        parts = _parts(call, count)
+        parts = _parts(call)
     return _domain_batch_norm(call, parts, first, unbiased=bool(unbiased), name="split")
 
 
@@ -421,9 +406,9 @@ def _tables(count: Any, name: str, mean: jax.Array, use_scale: bool, use_bias: b
     return init_affine((check_size(name, count), *mean.shape), use_scale, use_bias, param_dtype)
 
 
-def _parts(call: BatchCall, count: int) -> jax.Array:
+def _parts(call: BatchCall) -> jax.Array:
     """Returns which of the equal parts of the whole batch each example is in."""
-    place, devices, own = 0, 1, call.x.shape[0]
+    place, devices, own, count = 0, 1, call.x.shape[0], call.state.mean.shape[0]
     if call.axis_name is not None:
         place, devices = place_among(call.axis_name, call.axis_index_groups)
     if is_known(own) and is_known(devices) and (not count or own * devices % count):
@@ -431,28 +416,35 @@ def _parts(call: BatchCall, count: int) -> jax.Array:
     return (place * own + jnp.arange(own)) * count // (own * devices)
 
 
-def _check_first_axis(call: BatchCall, channel_axis: Any) -> None:
-    if 0 in call.channels or not call.axes:
-        raise ValueError(f"channel_axis must leave the first axis to the batch, got {channel_axis!r} for x of rank {call.x.ndim}")
-
-
-def _with_tables(call: BatchCall, params: AffineParams, count: int | None = None) -> BatchCall:
-    """Returns the call with parameters of each kind; or, where the number of these is known, with such of all kinds too."""
+def _checked(
+    params: AffineParams, state: RunningStats, x: jax.Array, channel_axis: Any, *, of_kinds: bool, **options: Any
+) -> BatchCall:
+    """Checks a call with parameters of each kind; where the statistics are `of_kinds` too, the parameters may be of all."""
+    shapes = count = None
+    if of_kinds:
+        check_type("state", state, RunningStats)
+        count = _rows_of(state.mean)
+        shapes = lambda shape: RunningStats(*[(count, *shape)] * 2)  # type: ignore[arg-type]  # noqa: E731
+    call = checked_call(
+        _NONE, state, x, kind=RunningStats, channel_axis=channel_axis, takes_complex=True, shapes=shapes, **options
+    )
+    check_batch_axis(call, channel_axis)
     check_type("params", params, AffineParams)
     shape = tuple(call.x.shape[axis] for axis in call.channels)
     part = next((part for part in params if part is not None), None)
     if part is not None:
-        rows = count if count is not None else jnp.shape(part)[0] if jnp.ndim(part) else 0
-        shared = count is not None and jnp.ndim(part) == len(shape)
-        check_affine(params, shape if shared else (rows, *shape), like=call.x)
+        shared = of_kinds and jnp.ndim(part) == len(shape)
+        check_affine(params, shape if shared else (_rows_of(part) if count is None else count, *shape), like=call.x)
     return dataclasses.replace(call, params=params)
+
+
+def _rows_of(table: jax.Array) -> int:
+    return jnp.shape(table)[0] if jnp.ndim(table) else 0
 
 
 def _rows(table: jax.Array, kinds: jax.Array, call: BatchCall) -> jax.Array:
     """Returns each example's row, sharded as x is; NaN for a kind that there is not."""
-    sharding = explicit_sharding(call.x)
-    if sharding is not None:
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[axis] for axis in (0, *call.channels))))
+    sharding = sharding_along(call.x, (0, *call.channels))
     return table.at[kinds].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=sharding)
 
 
@@ -491,21 +483,9 @@ def _domain_batch_norm(
     positions = tuple(axis for axis in call.axes if axis)
 
     def output(call: BatchCall, kinds: jax.Array, statistics: RunningStats, **then: Any) -> jax.Array:
-        (scale, bias), features = _affine_rows(call, kinds)
+        affine, features = _affine_rows(call, kinds)
         mean, var = (_rows(part, kinds, call) for part in statistics)
-        return normalize(
-            call.x,
-            mean,
-            var,
-            scale,
-            bias,
-            epsilon=call.epsilon,
-            axes=positions,
-            feature_axes=features,
-            where=call.where,
-            dtype=call.dtype,
-            **then,
-        )
+        return call.normalize(mean, var, affine=affine, axes=positions, feature_axes=features, **then)
 
     def trained(call: BatchCall) -> tuple[jax.Array, Moments]:
         wide = widened(call.x)
