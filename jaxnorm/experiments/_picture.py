@@ -1,5 +1,6 @@
 """Pictures for talks: one look for all experiments."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from typing import Any
 BLACK, GRAY, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#222222", "#8a8a8a", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7",
 )  # fmt: skip
+_LETTERS = 6.5  # of a title, in an inch
 _DPI = 200
 _STYLE: Any = {
     "font.size": 12,
@@ -38,7 +40,8 @@ def save_picture(path: Path, draw: Any, *, title: str, size: tuple[float, float]
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=16, fontweight="bold")
+        lines = textwrap.fill(title, int(_LETTERS * size[0]))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=16, fontweight="bold")
         draw(figure)
         figure.savefig(path, dpi=_DPI, facecolor="white", metadata={"Software": None})
 
