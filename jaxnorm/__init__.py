@@ -18,46 +18,79 @@ from jaxnorm._norm.kinds import (
     init_split_batch_norm,
     split_batch_norm,
 )
+from jaxnorm._norm.length import cosine_norm, init_scale_norm, scale_norm, unit_norm
+from jaxnorm._norm.modulation import (
+    adaptive_instance_norm,
+    dynamic_tanh,
+    init_dynamic_tanh,
+    init_layer_scale,
+    layer_scale,
+    modulate,
+)
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
+from jaxnorm._norm.response import (
+    filter_response_norm,
+    global_response_norm,
+    init_filter_response_norm,
+    init_global_response_norm,
+    local_response_norm,
+)
 from jaxnorm._norm.rms import gated_rms_norm, init_gated_rms_norm, init_rms_norm, rms_norm
 from jaxnorm._norm.sample import init_layer_norm, layer_norm
 from jaxnorm._norm.whitening import decorrelated_batch_norm, init_decorrelated_batch_norm
-from jaxnorm._types import AffineParams, CovarianceStats, RenormStats, RunningStats
+from jaxnorm._types import AffineParams, CovarianceStats, DynamicTanhParams, FilterResponseParams, RenormStats, RunningStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AffineParams",
     "CovarianceStats",
+    "DynamicTanhParams",
+    "FilterResponseParams",
     "RenormStats",
     "RunningStats",
+    "adaptive_instance_norm",
     "batch_norm",
     "batch_renorm",
     "classic_dropout",
     "conditional_batch_norm",
+    "cosine_norm",
     "decorrelated_batch_norm",
     "domain_batch_norm",
     "dropout",
+    "dynamic_tanh",
+    "filter_response_norm",
     "gated_rms_norm",
     "gaussian_dropout",
     "ghost_batch_norm",
+    "global_response_norm",
     "group_norm",
     "init_batch_norm",
     "init_batch_renorm",
     "init_conditional_batch_norm",
     "init_decorrelated_batch_norm",
     "init_domain_batch_norm",
+    "init_dynamic_tanh",
+    "init_filter_response_norm",
     "init_gated_rms_norm",
     "init_ghost_batch_norm",
+    "init_global_response_norm",
     "init_group_norm",
     "init_instance_norm",
     "init_layer_norm",
+    "init_layer_scale",
     "init_rms_norm",
+    "init_scale_norm",
     "init_split_batch_norm",
     "instance_norm",
     "layer_norm",
+    "layer_scale",
+    "local_response_norm",
+    "modulate",
     "rms_norm",
+    "scale_norm",
     "split_batch_norm",
     "uniform_dropout",
+    "unit_norm",
     "weight_scaled",
 ]

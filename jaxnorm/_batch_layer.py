@@ -16,6 +16,7 @@ A layer checks its arguments into a `BatchCall`, and says by it what it does in 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._moments import AxisName, Moments, before, moments
-from jaxnorm._normalize import normalize
+from jaxnorm._normalize import inverse_deviation, rescale
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, real_dtype, wide_dtype
 
@@ -71,8 +72,8 @@ class BatchCall:
     """A call of a layer with statistics of the batch, whose arguments are checked.
 
     Attributes:
-      params: scale and bias.
-      state: running statistics, `mean` and another.
+      params: scale and bias, and what else there is.
+      state: running statistics.
       x: the input.
       where: which elements count, or None.
       weights: of the old statistics and of the batch's in the new ones.
@@ -85,7 +86,7 @@ class BatchCall:
       dtype: type of the output.
     """
 
-    params: AffineParams
+    params: Any
     state: Any
     x: jax.Array
     where: jax.Array | None
@@ -145,19 +146,30 @@ class BatchCall:
 
     def normalize(
         self,
-        mean: jax.Array,
+        mean: jax.Array | None,
         var: jax.Array,
         *,
-        affine: AffineParams | None = None,
         epsilon: Scalar | None = None,
-        axes: tuple[int, ...] | None = None,
         **then: Any,
     ) -> jax.Array:
         """Returns x normalized by these statistics, with the layer's own scale, bias, epsilon and axes if no others are given."""
-        scale, bias = self.params if affine is None else affine
         epsilon = self.epsilon if epsilon is None else epsilon
+        return self.rescale(mean, inverse_deviation(var, epsilon), **then)
+
+    def rescale(
+        self,
+        mean: jax.Array | None,
+        factor: jax.Array,
+        *,
+        affine: AffineParams | None = None,
+        axes: tuple[int, ...] | None = None,
+        **then: Any,
+    ) -> jax.Array:
+        """Returns `(x - mean) factor`, likewise."""
+        own: Any = self.params if affine is None else affine
         axes = self.axes if axes is None else axes
-        return normalize(self.x, mean, var, scale, bias, epsilon=epsilon, axes=axes, where=self.where, dtype=self.dtype, **then)
+        then = {"where": self.where, "dtype": self.dtype} | then
+        return rescale(self.x, mean, factor, own.scale, own.bias, axes=axes, **then)
 
     def run(self, training: Callable[[], Any], inference: Callable[[], Any]) -> tuple[jax.Array, Any]:
         """Returns what the mode gives: the output and the new state."""
@@ -167,11 +179,13 @@ class BatchCall:
 
 
 def checked_call(
-    params: AffineParams,
+    params: Any,
     state: Any,
     x: jax.Array,
     *,
     kind: Any,
+    params_kind: Any = AffineParams,
+    others: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     train: bool | jax.Array,
     momentum: Scalar,
     epsilon: Scalar,
@@ -190,6 +204,8 @@ def checked_call(
       state: its statistics.
       x: its input.
       kind: the NamedTuple that the state must be.
+      params_kind: the one that the parameters must be.
+      others: shapes of parameters besides scale and bias, where these are not those of the channels.
       train: which mode.
       momentum: weight of the old statistics.
       epsilon: added to the variance.
@@ -209,7 +225,7 @@ def checked_call(
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
     shape = tuple(x.shape[a] for a in channels)
     wanted = kind(*[shape] * len(kind._fields)) if shapes is None else shapes(shape)
-    check_affine(params, shape, like=x)
+    check_affine(params, shape, like=x, kind=params_kind, others=others)
     check_type("state", state, kind)
     for name, part in state._asdict().items():
         like = x.dtype if name == "mean" else real_dtype(wide_dtype(x.dtype))

@@ -4,7 +4,8 @@ Every check looks at shapes, dtypes and concrete values only, so that it works w
 left to the function's own documented behavior.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -73,22 +74,34 @@ def check_shape(name: str, x: Any, shape: tuple[int, ...], why: str) -> None:
         raise ValueError(f"{name} must have shape {list(shape)} ({why}), got {list(np.shape(x))}")
 
 
-def check_affine(params: Any, shape: tuple[int, ...], *, like: jax.Array, of: str = "channels") -> None:
-    """Raises unless `params` are scale and bias of this shape, or None, for an x like this, whose channels they are of."""
-    check_type("params", params, AffineParams)
-    for name, part in (("params.scale", params.scale), ("params.bias", params.bias)):
-        if part is not None:
-            check_float(name, part, allow_complex=jnp.iscomplexobj(like))
-            check_shape(name, part, shape, f"the {of} of x")
+def check_affine(
+    params: Any,
+    shape: tuple[int, ...],
+    *,
+    like: jax.Array,
+    of: str = "channels",
+    kind: Any = AffineParams,
+    others: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> None:
+    """Raises unless `params` are scale and bias of this shape, or None, for an x like this, whose channels they are of.
+
+    A kind of parameters may have others too, of the same shape or of those named; each must be there unless its default is None.
+    """
+    check_type("params", params, kind)
+    for name, part in params._asdict().items():
+        if part is not None or name not in (*AffineParams._fields, *kind._field_defaults):
+            check_float(f"params.{name}", part, allow_complex=jnp.iscomplexobj(like))
+            own = others.get(name, shape)
+            check_shape(f"params.{name}", part, own, f"the {of} of x" if own == shape else "whatever x is")
 
 
-def check_where(where: Any, x: jax.Array) -> jax.Array:
+def check_where(where: Any, x: jax.Array, name: str = "where", of: str = "x") -> jax.Array:
     """Returns the mask `where` as an array, or raises unless it is boolean with x's rank and broadcasts to x."""
     if getattr(where, "dtype", None) != jnp.bool_:
-        raise TypeError(f"where must be an array of bool, got {_show(where)}")
+        raise TypeError(f"{name} must be an array of bool, got {_show(where)}")
     if where.ndim != x.ndim or any(w not in (1, s) for w, s in zip(where.shape, x.shape, strict=True)):
         raise ValueError(
-            f"where must have the rank of x and broadcast to its shape {list(x.shape)}, got shape {list(where.shape)}"
+            f"{name} must have the rank of {of} and broadcast to its shape {list(x.shape)}, got shape {list(where.shape)}"
         )
     return jnp.asarray(where)
 

@@ -360,6 +360,11 @@ def abs_square(x: jax.Array) -> jax.Array:
     return lax.square(x)
 
 
+def root(square: jax.Array) -> jax.Array:
+    """Returns the square root, whose derivative at 0 is 0."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, jnp.ones((), square.dtype))), square)
+
+
 def from_devices(local: Any, axis_name: AxisName, groups: Sequence[Sequence[int]] | None) -> Any:
     """Returns the moments of all devices of `axis_name`, or of each one's group, stacked along a new first axis.
 

@@ -1,4 +1,4 @@
-"""Normalization by given statistics, and what may follow it in one step: the only place with a reciprocal root."""
+"""Normalization by given statistics, and what may follow it in one step."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,14 +17,26 @@ Activation = Callable[[jax.Array], jax.Array]
 """A function of single elements, as `jax.nn.relu`."""
 
 
-def normalize(
+def inverse_deviation(var: jax.Array, epsilon: Any) -> jax.Array:
+    """Returns `1 / sqrt(var + epsilon)`; 0 where the variance is infinite."""
+    return lax.rsqrt(var + jnp.asarray(epsilon, var.dtype))
+
+
+def inverse_length(square: jax.Array, floor: Any) -> jax.Array:
+    """Returns `1 / max(sqrt(square), floor)`; 0 where both are 0, and finite derivatives there."""
+    floor = jnp.asarray(floor, square.dtype)
+    longer = square > lax.square(floor)
+    inverse = jnp.where(floor > 0, 1 / jnp.where(floor > 0, floor, 1), 0)
+    return jnp.where(longer, lax.rsqrt(jnp.where(longer, square, 1)), inverse)
+
+
+def rescale(
     x: jax.Array,
     mean: jax.Array | None,
-    var: jax.Array,
+    factor: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
     *,
-    epsilon: Any,
     axes: Sequence[int],
     wide: jax.Array | None = None,
     feature_axes: Sequence[int] | None = None,
@@ -33,7 +45,7 @@ def normalize(
     activation: Activation | None = None,
     dtype: Any = None,
 ) -> jax.Array:
-    """Returns `activation((x - mean) * (scale / sqrt(var + epsilon)) + bias + residual)`.
+    """Returns `activation((x - mean) * factor * scale + bias + residual)`.
 
     The mean is subtracted first: folding it into the bias would cancel wherever it is large. For the gradient nothing is kept but
     x, the residual, and numbers of the statistics' size: what the activation needs is computed again.
@@ -41,10 +53,9 @@ def normalize(
     Args:
       x: array of real or complex numbers.
       mean: one number, in float32 or wider, for each position along the axes of x that are not in `axes`; None for 0.
-      var: biased variance, real; shaped as the mean.
-      scale: factor, or None; shaped as the variance, or as x along `feature_axes`.
+      factor: likewise, and real.
+      scale: factor, or None; shaped as the other one, or as x along `feature_axes`.
       bias: offset, or None; shaped as the scale.
-      epsilon: added to the variance.
       axes: the axes of x along which the statistics are shared.
       wide: `widened(x)`, if something else is made of x too: the gradient flows to it.
       feature_axes: the axes of x along which scale and bias vary, ascending; None for those that the statistics have.
@@ -58,11 +69,14 @@ def normalize(
     features = kept if feature_axes is None else tuple(feature_axes)
     either = tuple(sorted({*kept, *features}))
     if (kept, features) != (either, either) and len(either) < x.ndim:
-        mean, var, scale, bias = _spread((mean, var), (scale, bias), kept, features, either, x)
+        parts = (mean, kept), (factor, kept), (scale, features), (bias, features)
+        mean, factor, scale, bias = lax.optimization_barrier(
+            tuple(None if part is None else _spread(part, along, either, x) for part, along in parts)
+        )
         axes, features = other_axes(either, x.ndim), either
     along = _Axes(axes, other_axes(features, x.ndim))
     numbers = wide_dtype(x.dtype) if mean is None else mean.dtype
-    factor = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype)).astype(numbers)
+    factor = factor.astype(numbers)
     gain = None if scale is None else scale.astype(numbers)
     if gain is not None and along.features == axes:
         factor, gain = factor * match_sharding(gain, factor), None
@@ -71,31 +85,73 @@ def normalize(
     return _output(_Parts(x, wide, where, residual, mean, factor, gain, bias), along, activation, jnp.dtype(dtype or x.dtype))
 
 
-def _spread(
-    statistics: tuple[jax.Array | None, ...],
-    affine: tuple[jax.Array | None, ...],
-    kept: tuple[int, ...],
-    features: tuple[int, ...],
-    either: tuple[int, ...],
-    x: jax.Array,
-) -> Any:
-    """Returns mean, variance, scale and bias for every position along the axes that either the statistics or the others have.
+def _spread(part: jax.Array, along: tuple[int, ...], either: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """Returns numbers along some axes of x for every position along the axes that any of the numbers has.
 
     So the gradients of all take the same sums over x, and those of what the statistics were pooled from take none, unless the
-    compiler makes one sum of two: the barrier keeps those over the axes that none of them has.
+    compiler makes one sum of two: a barrier behind them keeps those over the axes that none of them has.
     """
-    shape = tuple(x.shape[axis] for axis in either)
-    sharding = sharding_along(x, either)
+    shape, sharding = tuple(x.shape[axis] for axis in either), sharding_along(x, either)
+    shared = tuple(place for place, axis in enumerate(either) if axis not in along)
+    whole = jnp.broadcast_to(jnp.expand_dims(part, shared), shape)
+    return whole if sharding is None else reshard(whole, sharding)
 
-    def spread(part: jax.Array | None, along: tuple[int, ...]) -> jax.Array | None:
+
+def elementwise(
+    function: Callable[..., jax.Array],
+    x: jax.Array,
+    numbers: Sequence[tuple[jax.Array | None, Sequence[int]]],
+    *,
+    wide: jax.Array | None = None,
+    where: jax.Array | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    """Returns `function(x, *numbers)`, of which for the gradient nothing is kept but x and the numbers.
+
+    Args:
+      function: function of single elements, which gets arrays that broadcast, in float32 or wider; one object for all calls.
+      x: array of real or complex numbers.
+      numbers: arrays, each with the axes of x that it has, ascending; None for one that there is not, which the function gets.
+      wide: `widened(x)`, if something else is made of x too: the gradient flows to it.
+      where: bool array of x's rank that broadcasts to x. Elsewhere an x that is not finite is taken for 0.
+      dtype: type of the result, which is rounded once; None for x's.
+    """
+    either = tuple(sorted({axis for part, axes in numbers if part is not None for axis in axes}))
+
+    def along_x(part: jax.Array | None, axes: tuple[int, ...]) -> jax.Array | None:
         if part is None:
             return None
-        shared = tuple(place for place, axis in enumerate(either) if axis not in along)
-        whole = jnp.broadcast_to(jnp.expand_dims(part, shared), shape)
-        return whole if sharding is None else reshard(whole, sharding)
+        part = part.astype(wide_dtype(x.dtype))
+        if axes != either and len(either) < x.ndim:
+            part, axes = _spread(part, axes, either, x), either
+        shared = other_axes(axes, x.ndim)
+        sharding = shared_sharding(x, shared)
+        part = jnp.expand_dims(part, shared)
+        return part if sharding is None else reshard(part, sharding)
 
-    parts = (*(spread(part, kept) for part in statistics), *(spread(part, features) for part in affine))
-    return lax.optimization_barrier(parts)
+    wide = widened(x) if wide is None else wide
+    spread = tuple(along_x(part, tuple(axes)) for part, axes in numbers)
+    return _elementwise(x, wide, where, spread, function, jnp.dtype(dtype or x.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _elementwise(
+    x: jax.Array, wide: jax.Array, where: jax.Array | None, numbers: Any, function: Callable[..., jax.Array], dtype: Any
+) -> jax.Array:
+    return function(valid(x, where, x.astype(wide.dtype)), *numbers).astype(dtype)
+
+
+@_elementwise.defjvp
+def _elementwise_jvp(function: Callable[..., jax.Array], dtype: Any, primals: Any, tangents: Any) -> Any:
+    x, _, where, numbers = primals
+    _, dx, _, moved = tangents
+
+    @recomputed
+    def tangent(x: jax.Array, where: jax.Array | None, numbers: Any, dx: jax.Array, moved: Any) -> jax.Array:
+        at = valid(x, where, x.astype(dx.dtype))
+        return jax.jvp(function, (at, *numbers), (valid(x, where, dx), *moved))[1].astype(dtype)
+
+    return _elementwise(*primals, function, dtype), tangent(x, where, numbers, dx, moved)
 
 
 class _Axes(NamedTuple):

@@ -5,23 +5,26 @@ variance are taken over, and in whether a mean is subtracted at all.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm._axes import canonical_axes, other_axes
 from jaxnorm._checks import (
     Scalar,
     check_affine,
     check_axis_name,
+    check_float,
     check_output_dtype,
     check_scalar,
     check_where,
 )
 from jaxnorm._moments import AxisName, MeanSquare, Moments, mean_square, moments
-from jaxnorm._normalize import normalize
+from jaxnorm._normalize import inverse_deviation, rescale
 from jaxnorm._types import AffineParams
 
 _STATIC = {"static": True}
@@ -33,7 +36,7 @@ class SampleCall:
     """A call of a norm of the example, whose arguments are checked.
 
     Attributes:
-      params: scale and bias.
+      params: scale and bias, and what else there is.
       x: the input.
       where: which elements count, or None.
       epsilon: added to the variance.
@@ -44,7 +47,7 @@ class SampleCall:
       dtype: type of the output.
     """
 
-    params: AffineParams
+    params: Any
     x: jax.Array
     where: jax.Array | None
     epsilon: Scalar
@@ -68,27 +71,39 @@ class SampleCall:
 
     def normalize(self, wide: jax.Array, mean: jax.Array | None, var: jax.Array, n: jax.Array, **then: Any) -> jax.Array:
         """Returns x normalized by statistics of n elements; by none, what nothing is known of gives the bias."""
-        if self.where is not None:
-            var = jnp.where(n > 0, var, jnp.inf)  # 1 / sqrt(inf) = 0
-        return normalize(
+        return self.rescale(wide, mean, self.factor(var, n), **then)
+
+    def factor(self, var: jax.Array, n: jax.Array) -> jax.Array:
+        """Returns `1 / sqrt(var + epsilon)`, but 0 where nothing is counted."""
+        return inverse_deviation(var if self.where is None else jnp.where(n > 0, var, jnp.inf), self.epsilon)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The axes that the statistics have."""
+        return other_axes(self.reduced, self.x.ndim)
+
+    def rescale(self, wide: jax.Array, mean: jax.Array | None, factor: jax.Array, **then: Any) -> jax.Array:
+        """Returns `(x - mean) factor`, with the layer's own scale and bias."""
+        then = {"where": self.where, "dtype": self.dtype} | then
+        return rescale(
             self.x,
             mean,
-            var,
-            *self.params,
-            epsilon=self.epsilon,
+            factor,
+            self.params.scale,
+            self.params.bias,
             axes=self.reduced,
             wide=wide,
             feature_axes=self.features,
-            where=self.where,
-            dtype=self.dtype,
             **then,
         )
 
 
 def checked_sample_call(
-    params: AffineParams,
+    params: Any,
     x: jax.Array,
     *,
+    kind: Any = AffineParams,
+    others: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     epsilon: Scalar,
     reduced: tuple[int, ...],
     features: tuple[int, ...],
@@ -103,6 +118,8 @@ def checked_sample_call(
     Args:
       params: as given to the layer, like all that are not named here.
       x: its input, known to be an array of floating point numbers.
+      kind: the NamedTuple that the parameters must be.
+      others: shapes of parameters besides scale and bias, where these are not those of the features.
       epsilon: added to the variance.
       reduced: the axes over which the statistics are taken, counted from the front.
       features: the axes along which scale and bias vary, likewise.
@@ -113,7 +130,7 @@ def checked_sample_call(
       of: what an error calls the sizes of x along the features.
     """
     check_scalar("epsilon", epsilon, low=0)
-    check_affine(params, tuple(x.shape[a] for a in features), like=x, of=of)
+    check_affine(params, tuple(x.shape[a] for a in features), like=x, of=of, kind=kind, others=others)
     axis_name, axis_index_groups = check_axis_name(axis_name, axis_index_groups)
     return SampleCall(
         params=params,
@@ -126,3 +143,30 @@ def checked_sample_call(
         axis_index_groups=axis_index_groups,
         dtype=check_output_dtype(dtype, x),
     )
+
+
+def checked_channel_call(
+    params: Any,
+    x: jax.Array,
+    *,
+    channel_axis: int | Sequence[int],
+    reduction_axes: int | Sequence[int] | None,
+    takes_complex: bool = False,
+    **options: Any,
+) -> SampleCall:
+    """Checks the arguments of a norm of each channel of each example, over its positions; options of `checked_sample_call`."""
+    x = check_float("x", x, allow_complex=takes_complex)
+    channels = canonical_axes("channel_axis", channel_axis, x.ndim)
+    reduced = position_axes(reduction_axes, channels, x.ndim)
+    if reduction_axes is not None and len(reduced) < len(canonical_axes("reduction_axes", reduction_axes, x.ndim)):
+        raise ValueError(f"reduction_axes must not name an axis of the channels, {channel_axis!r}, got {reduction_axes!r}")
+    return checked_sample_call(params, x, reduced=reduced, features=channels, of="channels", **options)
+
+
+def position_axes(reduction_axes: int | Sequence[int] | None, channels: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Returns the axes over which the moments of a channel are taken: these, or all but the first and the channels'."""
+    if reduction_axes is None:
+        if 0 in channels:
+            raise ValueError("channel_axis must not be the first axis, that of the batch, unless reduction_axes are given, got 0")
+        reduction_axes = range(1, ndim)
+    return tuple(a for a in canonical_axes("reduction_axes", reduction_axes, ndim) if a not in channels)

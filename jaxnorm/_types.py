@@ -15,6 +15,23 @@ class AffineParams(NamedTuple):
     bias: jax.Array | None
 
 
+class FilterResponseParams(NamedTuple):
+    """Scale, bias and threshold of filter response normalization, `[C]` each, and a learned epsilon, `[]`; or None."""
+
+    scale: jax.Array | None
+    bias: jax.Array | None
+    threshold: jax.Array | None = None
+    epsilon: jax.Array | None = None
+
+
+class DynamicTanhParams(NamedTuple):
+    """Scale and bias of a dynamic tanh, `[C]` each or None, and the factor alpha of x, `[]`."""
+
+    scale: jax.Array | None
+    bias: jax.Array | None
+    alpha: jax.Array
+
+
 class RunningStats(NamedTuple):
     """Running mean and variance of a normalization layer, `[C]` each, in float32 or wider."""
 
@@ -36,7 +53,7 @@ class CovarianceStats(NamedTuple):
     cov: jax.Array
 
 
-for _container in (AffineParams, RunningStats, RenormStats, CovarianceStats):
+for _container in (AffineParams, FilterResponseParams, DynamicTanhParams, RunningStats, RenormStats, CovarianceStats):
     # Exported programs that take or give these are written to files and read back.
     export.register_namedtuple_serialization(_container, serialized_name=f"jaxnorm.{_container.__name__}")
 

@@ -151,6 +151,40 @@ def _layer_norm(dtype: Any, shape: tuple[int, ...] = (3,), **more: Any) -> Argum
     return {"params": jaxnorm.AffineParams(*(part + varied for part in params)), "x": data(dtype=dtype), **more}
 
 
+def _filter_response(dtype: Any, shape: tuple[int, ...] = (3,), **more: Any) -> Arguments:
+    arguments = _layer_norm(dtype, shape, **more)
+    params = arguments["params"]
+    extra = {"threshold": params.bias / 4, "epsilon": jnp.asarray(-0.3, params.bias.dtype)}
+    return {**arguments, "params": jaxnorm.FilterResponseParams(*params, **extra)}
+
+
+def _dynamic_tanh(dtype: Any) -> Arguments:
+    arguments = _layer_norm(dtype)
+    params = arguments["params"]
+    return {**arguments, "params": jaxnorm.DynamicTanhParams(*params, alpha=jnp.asarray(0.3, params.bias.dtype))}
+
+
+def _scale_norm(dtype: Any) -> Arguments:
+    arguments = _layer_norm(dtype, where=counted() | (jnp.arange(3).reshape(1, 1, 1, 3) == 0))
+    return {**arguments, "params": jax.tree.map(lambda part: part[1], arguments["params"])}
+
+
+def _cosine_norm(dtype: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return {"kernel": data((3, 3), wide, seed=5), "x": data(dtype=dtype)}
+
+
+def _modulated(dtype: Any) -> Arguments:
+    """A scale of every example, and a bias that is a map."""
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return {"x": data(dtype=dtype), "scale": data((8, 3), wide, seed=4), "bias": data(dtype=wide, seed=5)[:, :, :1]}
+
+
+def _styled(dtype: Any) -> Arguments:
+    style = data((8, 6, 4, 3), dtype, seed=4)
+    return {"x": data(dtype=dtype), "style": style, "where": counted(), "style_where": (data((8, 6, 4, 3), seed=4) > 2)}
+
+
 def _cubic(z: Any) -> Any:
     """An activation for jax and NumPy, real and complex numbers alike, that has every derivative."""
     return z - z * z * z / 500
@@ -162,6 +196,7 @@ def _x(dtype: Any) -> Arguments:
 
 _EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
 _SCALE_OFFSET = {"scale_offset": (0.0, 1.0, 2.0), **_EPSILON}
+_RESPONSE = {"k": (1.0, 2.0, 3.0), "alpha": (0.1, 0.5, 1.0), "beta": (0.0, 0.75, 1.0)}
 _MOMENTUM = {"momentum": (0.0, 0.7, 1.0), **_EPSILON}
 _LIMITS = {"r_max": (1.0, 1.5, 3.0), "d_max": (0.0, 0.5, 2.0)}
 _RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
@@ -411,6 +446,70 @@ CASES = (
         ("x", "where"),
         takes_complex=True,
         temporaries=5,
+    ),
+    Case("filter_response_norm", _filter_response, jaxnorm.filter_response_norm, _EPSILON, temporaries=5),
+    Case(
+        "filter_response_norm-where",
+        lambda dtype: _filter_response(dtype, (2,), where=counted()),
+        jaxnorm.filter_response_norm,
+        _EPSILON,
+        {"channel_axis": 1, "reduction_axes": (2, 3)},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case("global_response_norm", _layer_norm, jaxnorm.global_response_norm, _EPSILON, takes_complex=True),
+    Case(
+        "global_response_norm-where",
+        lambda dtype: _layer_norm(dtype, (4,), where=counted()),
+        jaxnorm.global_response_norm,
+        _EPSILON,
+        {"channel_axis": 2},
+        ("x", "where"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case("local_response_norm", _x, jaxnorm.local_response_norm, _RESPONSE, {"size": 3}, takes_complex=True, temporaries=6),
+    Case(
+        "local_response_norm-even",
+        _x,
+        jaxnorm.local_response_norm,
+        _RESPONSE,
+        {"size": 4, "channel_axis": 2},
+        takes_complex=True,
+        temporaries=6,
+    ),
+    Case("unit_norm", _x, jaxnorm.unit_norm, {"k": (0.0, 0.7, 1.0), **_EPSILON}, takes_complex=True),
+    Case(
+        "unit_norm-where",
+        lambda dtype: {"x": data(dtype=dtype), "where": counted()},
+        jaxnorm.unit_norm,
+        {"k": (0.0, 0.7, 1.0), **_EPSILON},
+        {"reduction_axes": (1, 3)},
+        ("x", "where"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case("scale_norm-where", _scale_norm, jaxnorm.scale_norm, _EPSILON, {}, ("x", "where"), takes_complex=True, temporaries=5),
+    Case("cosine_norm", _cosine_norm, jaxnorm.cosine_norm, _EPSILON, temporaries=6),
+    Case("cosine_norm-centered", _cosine_norm, jaxnorm.cosine_norm, _EPSILON, {"centered": True}, temporaries=6),
+    Case("dynamic_tanh", _dynamic_tanh, jaxnorm.dynamic_tanh, {}, temporaries=4),
+    Case("layer_scale", _layer_norm, jaxnorm.layer_scale, {}, takes_complex=True),
+    Case(
+        "modulate",
+        _modulated,
+        jaxnorm.modulate,
+        {"scale_offset": (0.0, 1.0, 2.0)},
+        batched=("x", "scale", "bias"),
+        takes_complex=True,
+    ),
+    Case(
+        "adaptive_instance_norm-where",
+        _styled,
+        jaxnorm.adaptive_instance_norm,
+        _EPSILON,
+        batched=("x", "style", "where", "style_where"),
+        takes_complex=True,
+        temporaries=6,
     ),
     Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("dropout-8_bits", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}, {"bits": 8}),

@@ -337,15 +337,15 @@ def rms_norm(
     feature_axes: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
 ) -> Array:
-    """Zhang and Sennrich (2019), equation 4; the first features of pRMSNorm are rounded down in number, to one at least."""
+    """Zhang and Sennrich (2019), equation 4; of the first features of pRMSNorm there are one at least; of nothing, the bias."""
     x = wide(x)
     reduced, features = ((axes,) if isinstance(axes, int) else tuple(axes) for axes in (reduction_axes, feature_axes))
     counted = np.array(np.broadcast_to(True if where is None else np.asarray(where), x.shape))
     if fraction < 1:
         size = x.shape[reduced[0]]
         np.moveaxis(counted, reduced[0], 0)[max(1, int(fraction * size)) :] = False
-    squares = np.where(counted, np.abs(x) ** 2, 0)
-    y = x / np.sqrt(squares.sum(reduced, keepdims=True) / counted.sum(reduced, keepdims=True) + epsilon)
+    squares, n = (a.sum(reduced, keepdims=True) for a in (np.where(counted, np.abs(x) ** 2, 0), counted))
+    y = np.where(n > 0, x, 0) / np.sqrt(squares / np.maximum(n, 1) + epsilon)
     along = reduced_axes(x.ndim, features)
     if params[0] is not None:
         y = y * np.expand_dims(wide(params[0]) + scale_offset, along)
@@ -362,6 +362,142 @@ def gated_rms_norm(
     """The norm of Mamba-2 (Dao and Gu, 2024), and in the other order of Qwen3-Next."""
     factor = silu(wide(gate))
     return rms_norm(params, wide(x) * factor, **options) if gate_first else rms_norm(params, x, **options) * factor
+
+
+def filter_response_norm(
+    params: tuple[ArrayLike | None, ...],
+    x: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    channel_axis: int | Sequence[int] = -1,
+    reduction_axes: int | Sequence[int] | None = None,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Singh and Krishnan (2020), equations 1 to 4: a mean of squares alone, and a maximum with the threshold."""
+    *affine, threshold, learned = params
+    x = wide(x)
+    along = reduced_axes(x.ndim, channel_axis)
+    positions = tuple(a for a in along if a) if reduction_axes is None else reduction_axes
+    whole = epsilon + (0 if learned is None else abs(float(np.asarray(learned))))
+    y = rms_norm(tuple(affine), x, epsilon=whole, reduction_axes=positions, feature_axes=channel_axis, where=where)
+    return y if threshold is None else np.maximum(y, np.expand_dims(wide(threshold), along))
+
+
+def global_response_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    x: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Woo et al. (2023), algorithm 1, channels last: sums of squares, not means, and the shortcut."""
+    x = wide(x)
+    counted = np.broadcast_to(True if where is None else np.asarray(where), x.shape)
+    x, counted = (np.moveaxis(a, channel_axis, -1) for a in (x, counted))
+    g = np.sqrt((np.abs(np.where(counted, x, 0)) ** 2).sum(tuple(range(1, x.ndim - 1)), keepdims=True))
+    y = x * (g / (g.mean(-1, keepdims=True) + epsilon))
+    y = y if params[0] is None else y * wide(params[0])
+    y = y if params[1] is None else y + wide(params[1])
+    return np.moveaxis(y + x, -1, channel_axis)
+
+
+def local_response_norm(
+    x: ArrayLike, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, channel_axis: int = -1
+) -> Array:
+    """Krizhevsky, Sutskever and Hinton (2012), section 3.3, channel after channel."""
+    x = np.moveaxis(wide(x), channel_axis, -1)
+    y = np.empty_like(x)
+    for i in range(x.shape[-1]):
+        window = x[..., max(0, i - size // 2) : i + (size - 1) // 2 + 1]
+        y[..., i] = x[..., i] / (k + alpha * (np.abs(window) ** 2).sum(-1)) ** beta
+    return np.moveaxis(y, -1, channel_axis)
+
+
+def unit_norm(
+    x: ArrayLike,
+    *,
+    k: float = 1.0,
+    epsilon: float = 1e-6,
+    reduction_axes: int | Sequence[int] = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Huang, Kümmerle and Zhang (2024), of the counted elements; 0 where there are none."""
+    x = wide(x)
+    counted = np.broadcast_to(True if where is None else np.asarray(where), x.shape)
+    over: Any = {"axis": reduction_axes, "keepdims": True}
+    length, n = np.sqrt((np.abs(np.where(counted, x, 0)) ** 2).sum(**over)), counted.sum(**over)
+    return np.where(n > 0, np.maximum(n, 1.0) ** (k / 2), 0) * x / np.maximum(length, epsilon)
+
+
+def scale_norm(params: tuple[ArrayLike | None, ArrayLike | None], x: ArrayLike, **options: Any) -> Array:
+    """Nguyen and Salazar (2019), section 2.2: one length for all."""
+    y = unit_norm(x, k=0.0, **options)
+    y = y if params[0] is None else y * wide(params[0])
+    return y if params[1] is None else y + wide(params[1])
+
+
+def cosine_norm(kernel: ArrayLike, x: ArrayLike, *, centered: bool = False, epsilon: float = 1e-6) -> Array:
+    """Luo et al. (2018), equations 2 and 4, output after output."""
+    x, kernel = wide(x), wide(kernel)
+    if centered:
+        x, kernel = x - x.mean(-1, keepdims=True), kernel - kernel.mean(0)
+    lengths = np.maximum(np.linalg.norm(x, axis=-1), epsilon)
+    columns = [(x * column).sum(-1) / lengths / max(float(np.linalg.norm(column)), epsilon) for column in kernel.T]
+    return np.stack(columns, -1)
+
+
+def dynamic_tanh(params: tuple[ArrayLike | None, ...], x: ArrayLike, *, channel_axis: int | Sequence[int] = -1) -> Array:
+    """Zhu et al. (2025), equation 1."""
+    scale, bias, alpha = params
+    along = reduced_axes(np.ndim(np.asarray(x)), channel_axis)
+    y = np.tanh(float(np.asarray(alpha)) * wide(x))
+    y = y if scale is None else y * np.expand_dims(wide(scale), along)
+    return y if bias is None else y + np.expand_dims(wide(bias), along)
+
+
+def layer_scale(params: tuple[ArrayLike | None, ArrayLike | None], x: ArrayLike, *, channel_axis: int = -1) -> Array:
+    """Touvron et al. (2021), equation 6, without the shortcut."""
+    x = wide(x)
+    scale, bias = (part if part is None or not np.ndim(part) else along_channels(part, x, channel_axis) for part in params)
+    y = x if scale is None else x * wide(scale)
+    return y if bias is None else y + wide(bias)
+
+
+def modulate(
+    x: ArrayLike, scale: ArrayLike | None, bias: ArrayLike | None, *, scale_offset: float = 0.0, channel_axis: int = -1
+) -> Array:
+    """Perez et al. (2018), equation 2, and Park et al. (2019), equation 1 without its norm."""
+    y = x = wide(x)
+    if scale is not None:
+        y = x * (along_channels(scale, x, channel_axis) + scale_offset)
+    return y if bias is None else y + along_channels(bias, x, channel_axis)
+
+
+def along_channels(part: ArrayLike, x: Array, channel_axis: int) -> Array:
+    """Numbers of the channels, or of examples and channels, in the form that broadcasts to x; maps as they are."""
+    part = wide(part)
+    if part.ndim == x.ndim:
+        return part
+    others = reduced_axes(x.ndim, channel_axis)
+    return np.expand_dims(part, others if part.ndim == 1 else tuple(a for a in others if a))
+
+
+def adaptive_instance_norm(
+    x: ArrayLike,
+    style: ArrayLike,
+    *,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    style_where: ArrayLike | None = None,
+) -> Array:
+    """Huang and Belongie (2017), equation 8; what nothing is known of takes the style's mean."""
+    x = wide(x)
+    positions = tuple(a for a in reduced_axes(x.ndim, channel_axis) if a)
+    (mean, var, n), (of_style, var_of_style, _) = moments(x, positions, where), moments(style, positions, style_where)
+    std = np.sqrt(np.where(n > 0, var, np.inf) + epsilon)
+    return np.sqrt(var_of_style + epsilon) * (x - mean) / std + of_style
 
 
 def batch_norm_gradient(

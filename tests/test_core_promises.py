@@ -222,7 +222,7 @@ def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -> None:
     arguments = row.lane(1, dtype)
-    given = weights(arguments["x"])
+    given = weights(jax.eval_shape(row.case.__call__, row.keys[1], arguments)[0])
 
     def run(key: jax.Array, arguments: Arguments, given: np.ndarray) -> Any:
         y, pullback, state = jax.vjp(lambda x: row.case(key, {**arguments, "x": x}), arguments["x"], has_aux=True)

@@ -49,7 +49,7 @@ def placed(mesh: jax.sharding.Mesh, case: Case, arguments: dict[str, Any], spec:
     def place(name: str, leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
             return leaf
-        wanted = tuple(spec) if name in case.batched else ()
+        wanted = tuple(spec)[: None if leaf.ndim == arguments["x"].ndim else 1] if name in case.batched else ()
         parts = [part if leaf.shape[axis] > 1 else None for axis, part in enumerate(wanted[: leaf.ndim])]
         return jax.device_put(leaf, NamedSharding(mesh, P(*parts)))
 

@@ -18,7 +18,7 @@ from jaxnorm._batch_layer import init_affine
 from jaxnorm._checks import Scalar, check_activation, check_float, check_groups, check_residual, check_size, check_sizes
 from jaxnorm._moments import AxisName, pool_groups
 from jaxnorm._normalize import Activation
-from jaxnorm._sample_layer import SampleCall, checked_sample_call
+from jaxnorm._sample_layer import SampleCall, checked_channel_call, checked_sample_call, position_axes
 from jaxnorm._types import AffineParams, widened
 
 
@@ -152,7 +152,7 @@ def group_norm(
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
     if len(channels) != 1:
         raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
-    reduced = _positions(reduction_axes, channels, x.ndim)
+    reduced = position_axes(reduction_axes, channels, x.ndim)
     call = checked_sample_call(
         params,
         x,
@@ -230,35 +230,21 @@ def instance_norm(
        [[ 1. -1.]
         [-1.  1.]]]
     """
-    x = check_float("x", x, allow_complex=True)
-    channels = canonical_axes("channel_axis", channel_axis, x.ndim)
-    reduced = _positions(reduction_axes, channels, x.ndim)
-    if reduction_axes is not None and len(reduced) < len(canonical_axes("reduction_axes", reduction_axes, x.ndim)):
-        raise ValueError(f"reduction_axes must not name an axis of the channels, {channel_axis!r}, got {reduction_axes!r}")
-    call = checked_sample_call(
+    call = checked_channel_call(
         params,
         x,
         epsilon=epsilon,
-        reduced=reduced,
-        features=channels,
+        channel_axis=channel_axis,
+        reduction_axes=reduction_axes,
         where=where,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         dtype=dtype,
-        of="channels",
+        takes_complex=True,
     )
-    residual = check_residual(residual, x)
-    check_activation(activation, x)
+    residual = check_residual(residual, call.x)
+    check_activation(activation, call.x)
     return _instance_norm(call, residual, activation=activation)
-
-
-def _positions(reduction_axes: int | Sequence[int] | None, channels: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """Returns the axes over which the moments of a channel are taken."""
-    if reduction_axes is None:
-        if 0 in channels:
-            raise ValueError("channel_axis must not be the first axis, that of the batch, unless reduction_axes are given, got 0")
-        reduction_axes = range(1, ndim)
-    return tuple(a for a in canonical_axes("reduction_axes", reduction_axes, ndim) if a not in channels)
 
 
 @functools.partial(jax.jit, static_argnames=("groups", "activation"))
