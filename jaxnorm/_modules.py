@@ -20,8 +20,10 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._dropout.elementwise import NOISE_BITS
+from jaxnorm._norm.modulation import dynamic_tanh
+from jaxnorm._norm.response import filter_response_norm
 from jaxnorm._norm.whitening import identity_covariance
-from jaxnorm._types import AffineParams, wide_dtype
+from jaxnorm._types import AffineParams, DynamicTanhParams, FilterResponseParams, real_dtype, wide_dtype
 
 DrawKey = Callable[[], jax.Array]
 """Gives a key; called at most once, and only where something is drawn, so that counters of keys advance as in Flax."""
@@ -53,28 +55,96 @@ def _ones(_: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
+class Extra(NamedTuple):
+    """A parameter besides scale and bias.
+
+    Attributes:
+      name: its name among the function's parameters.
+      start: gives its first value, from the module; None where the module goes without.
+      shared: whether it is one number, and none for each channel.
+      variable: its name as a variable of a module, where that is another.
+    """
+
+    name: str
+    start: Callable[[Any], float | None] = lambda _: 1.0
+    shared: bool = False
+    variable: str = ""
+
+
+def extra_variables(layer: Any, module: Any, shape: tuple[int, ...]) -> dict[str, tuple[str, Callable[..., jax.Array]] | None]:
+    """Returns for each parameter besides scale and bias its name as a variable, and what makes it; None for one left out."""
+
+    def made(extra: Extra) -> tuple[str, Callable[..., jax.Array]] | None:
+        start = extra.start(module)
+        if start is None:
+            return None
+        own = () if extra.shared else shape
+        return extra.variable or extra.name, lambda *_: jnp.full(own, start, module.param_dtype)
+
+    return {extra.name: made(extra) for extra in layer.extras}
+
+
+class SampleFunction(NamedTuple):
+    """A norm of the example, or another layer without a state.
+
+    Attributes:
+      function: its function.
+      params: the function's parameters: scale, bias, and the extras.
+      extras: parameters besides scale and bias.
+    """
+
+    function: Callable[..., jax.Array]
+    params: Any = AffineParams
+    extras: tuple[Extra, ...] = ()
+
+
 class BatchFunction(NamedTuple):
     """A layer with statistics of the batch.
 
     Attributes:
       function: its function.
-      state: the function's state: a mean and another statistic, in this order.
+      state: the function's state, of which the mean begins with 0.
       new_spread: makes the other statistic of a new module, from the module, the shape of the channels and a dtype.
       rows: gives the sizes of the parameters, and of the statistics, before those of the channels, from the module.
+      params: the function's parameters: scale, bias, and the extras.
+      extras: parameters besides scale and bias.
     """
 
     function: Callable[..., Any]
     state: Any
     new_spread: Callable[[Any, tuple[int, ...], Any], jax.Array] = _ones
     rows: Callable[[Any], tuple[tuple[int, ...], tuple[int, ...]]] = lambda _: ((), ())
+    params: Any = AffineParams
+    extras: tuple[Extra, ...] = ()
 
-    @property
-    def spread(self) -> str:
-        """Name of the statistic beside the mean."""
-        return self.state._fields[1]
+    def new_statistics(self, module: Any, shape: tuple[int, ...], mean_dtype: Any) -> dict[str, Callable[[], jax.Array]]:
+        """Returns what makes each statistic of a new module, by its name."""
+        spread = functools.partial(self.new_spread, module, shape, real_dtype(mean_dtype))
+        return {
+            name: functools.partial(jnp.zeros, shape, mean_dtype) if name == "mean" else spread for name in self.state._fields
+        }
 
 
-_OWN = ("params", "state", "x", "train", "channel_axis", "where", "dtype")  # arguments that modules name otherwise, or make
+FILTER_RESPONSE_NORM = SampleFunction(
+    filter_response_norm,
+    FilterResponseParams,
+    (
+        Extra("threshold", lambda module: 0.0 if module.use_threshold else None),
+        Extra("epsilon", lambda module: module.learned_epsilon, shared=True, variable="epsilon_offset"),
+    ),
+)
+DYNAMIC_TANH = SampleFunction(dynamic_tanh, DynamicTanhParams, (Extra("alpha", lambda module: module.alpha_init, shared=True),))
+
+_OWN = (
+    "params",
+    "state",
+    "kernel",
+    "x",
+    "train",
+    "channel_axis",
+    "where",
+    "dtype",
+)  # what modules name otherwise, or make
 
 
 def uncorrelated(module: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -94,8 +164,8 @@ def _option_names(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def apply_batch_layer(
     layer: BatchFunction,
-    params: AffineParams,
-    state: tuple[jax.Array, jax.Array],
+    params: Any,
+    state: Sequence[jax.Array],
     x: jax.Array,
     *,
     use_running_average: bool | jax.Array,
@@ -119,21 +189,22 @@ def apply_batch_layer(
 
 
 def apply_sample_layer(
-    function: Callable[..., jax.Array], params: AffineParams, x: jax.Array, *, mask: Any, dtype: Any, **options: Any
+    function: Callable[..., jax.Array], params: Any, x: jax.Array, *, mask: Any = None, dtype: Any, **options: Any
 ) -> jax.Array:
-    """Returns y of a norm of the example."""
-    return function(params, **_in_types_of_flax(params, x, mask, dtype), **options)
+    """Returns y of a norm of the example, or of another layer without a state; params are None where it has none."""
+    given = () if params is None else (params,)
+    return function(*given, **_in_types_of_flax(params or (), x, mask, dtype), **options)
 
 
-def _in_types_of_flax(params: AffineParams, x: jax.Array, mask: Any, dtype: Any) -> dict[str, Any]:
+def _in_types_of_flax(params: Sequence[jax.Array | None], x: jax.Array, mask: Any, dtype: Any) -> dict[str, Any]:
     """Returns x, `where` and `dtype` for a function that gives y in the type that a module of Flax gives it in."""
     x = check_float("x", x, allow_complex=True)
     wide = wide_dtype(compute_dtype(dtype, x, *params))
     return {
         # A half x is computed with in float32 as it is, and kept as it is for the gradient.
         "x": x if wide_dtype(x.dtype) == wide else x.astype(wide),
-        "where": None if mask is None else _where(mask, x),
         "dtype": output_dtype(dtype, x, *params),
+        **({} if mask is None else {"where": _where(mask, x)}),
     }
 
 

@@ -23,10 +23,12 @@ NAMES = [name for name in jaxnorm.__all__ if inspect.isfunction(getattr(jaxnorm,
 LAYERS = [name for name in NAMES if not name.startswith("init_")]
 CONTAINERS = [name for name in jaxnorm.__all__ if name not in NAMES]
 AMOUNTS = ("rate", "beta")
-ORDER = ("key", "params", "state", "x", *AMOUNTS)
+ORDER = ("key", "params", "state", "kernel", "x", *AMOUNTS)
 FLAX = ("linen", "nnx")
 NO_CLASS = {  # functions that are no layer of a model, but what a user calls around one
+    "adaptive_instance_norm": "it has no parameters, and takes a second array",
     "classic_dropout": "its inference is not the identity, which Flax's `deterministic` promises",
+    "modulate": "another layer gives what would be its parameters",
     "weight_scaled": "the inference of classic_dropout",
 }
 

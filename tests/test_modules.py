@@ -51,7 +51,9 @@ def test_packages_export_their_classes(package, base):
     batch = ["BatchNorm", "BatchRenorm", "DecorrelatedBatchNorm", "GhostBatchNorm"]
     kinds = ["ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm"]
     sample = ["GatedRMSNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
-    assert sorted(package.__all__) == sorted([*batch, *kinds, *sample, *NOISES])
+    response = ["FilterResponseNorm", "GlobalResponseNorm", "LocalResponseNorm"]
+    others = ["CosineNorm", "DynamicTanh", "LayerScale", "ScaleNorm", "UnitNorm"]
+    assert sorted(package.__all__) == sorted([*batch, *kinds, *sample, *response, *others, *NOISES])
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 
 

@@ -166,6 +166,31 @@ def _gated(x: jax.ShapeDtypeStruct) -> Layer:
     )
 
 
+def _without_parameters(function: Callable[..., jax.Array], **options: Any) -> Builder:
+    """Returns the builder of a function of x alone, with these options."""
+    return lambda _: Layer(lambda key, params, state, x: (function(x, **options), state))
+
+
+def _with_parameters(function: Callable[..., jax.Array], init: Callable[..., Any]) -> Builder:
+    """Returns the builder of a function `(params, x)`."""
+    return lambda x: Layer(lambda key, params, state, x: (function(params, x), state), init(x.shape[-1]))
+
+
+def _cosine(x: jax.ShapeDtypeStruct) -> Layer:
+    kernel = jax.random.normal(jax.random.key(1), (x.shape[-1], x.shape[-1]), x.dtype)
+    return Layer(lambda key, params, state, x: (jaxnorm.cosine_norm(params, x), state), kernel)
+
+
+def _of_examples(x: jax.ShapeDtypeStruct) -> Layer:
+    scale = jax.random.normal(jax.random.key(1), (x.shape[0], x.shape[-1]))
+    return Layer(lambda key, params, state, x: (jaxnorm.modulate(x, *params), state), (scale, scale))
+
+
+def _styled(x: jax.ShapeDtypeStruct) -> Layer:
+    style = jax.random.normal(jax.random.key(1), x.shape, x.dtype)
+    return Layer(lambda key, params, state, x: (jaxnorm.adaptive_instance_norm(x, state), state), state=style)
+
+
 def scaled(_: jax.ShapeDtypeStruct) -> Layer:
     """Returns the plain pass, `x * c`."""
     return Layer(lambda key, params, state, x: (x * state.astype(x.dtype), state), state=jax.numpy.float32(1.1))
@@ -205,6 +230,7 @@ _IMAGES = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (8192, 1024)), quick=
 _MAPS = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (32, 14, 14, 256)), quick=((32, 32, 32, 64),))
 _LATE = Sizes(full=((32, 7, 7, 512), (32, 14, 14, 256), (256, 512), (32, 1024)), quick=((32, 7, 7, 64),), least_on_gpu=0)
 _TOKENS = Sizes(full=((32, 128, 768), (8192, 1024), (16384, 256), (4096, 4096)), quick=((32, 128, 256),))
+_VECTORS = Sizes(full=((8192, 1024), (16384, 256)), quick=((1024, 256),))
 _IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
 _GROWING = Sizes(
     full=tuple((10**power // 128, 128) for power in range(4, 9)),
@@ -231,6 +257,8 @@ _SPLIT = {"jaxnorm": _norm_of_kinds(jaxnorm.split_batch_norm, jaxnorm.init_split
 _MASKED_NORM = {"jaxnorm": with_mask(norm())}
 _DECORRELATED = {"jaxnorm": norm(jaxnorm.decorrelated_batch_norm, jaxnorm.init_decorrelated_batch_norm)}
 _LAYER_NORM = {"jaxnorm": layer_norm}
+_FILTER_RESPONSE = {"jaxnorm": sample_norm(jaxnorm.filter_response_norm, jaxnorm.init_filter_response_norm)}
+_GLOBAL_RESPONSE = {"jaxnorm": sample_norm(jaxnorm.global_response_norm, jaxnorm.init_global_response_norm)}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 
 # fmt: off
@@ -254,6 +282,21 @@ ROWS = (
     Row("gated_rms_norm", "Gated RMS norm", _TRAINING, {"jaxnorm": _gated}, _TOKENS, passes=10, quick=False),
     Row("group_norm", "Group norm", _TRAINING, {"jaxnorm": group_norm}, _IMAGES, passes=8, headline=True),
     Row("instance_norm", "Instance norm", _TRAINING, {"jaxnorm": instance_norm}, _MAPS, passes=8),
+    Row("filter_response_norm", "Filter response norm", _TRAINING, _FILTER_RESPONSE, _MAPS, passes=8, quick=False),
+    Row("global_response_norm", "Global response norm", _TRAINING, _GLOBAL_RESPONSE, _MAPS, passes=8, quick=False),
+    Row("local_response_norm", "Local response norm", _TRAINING, {"jaxnorm": _without_parameters(jaxnorm.local_response_norm)},
+        _MAPS, passes=8, quick=False),
+    Row("unit_norm", "Unit norm", _TRAINING, {"jaxnorm": _without_parameters(jaxnorm.unit_norm, k=0.0)}, _TOKENS, passes=8,
+        quick=False),
+    Row("scale_norm", "Scale norm", _TRAINING, {"jaxnorm": _with_parameters(jaxnorm.scale_norm, jaxnorm.init_scale_norm)},
+        _TOKENS, passes=8, quick=False),
+    Row("cosine_norm", "Cosine norm", _TRAINING, {"jaxnorm": _cosine}, _VECTORS, passes=8, quick=False),
+    Row("dynamic_tanh", "Dynamic tanh", _TRAINING, {"jaxnorm": _with_parameters(jaxnorm.dynamic_tanh, jaxnorm.init_dynamic_tanh)},
+        _TOKENS, passes=8, quick=False),
+    Row("layer_scale", "Layer scale", _TRAINING, {"jaxnorm": _with_parameters(jaxnorm.layer_scale, jaxnorm.init_layer_scale)},
+        _TOKENS, passes=8, quick=False),
+    Row("modulate", "Modulation of each example", _TRAINING, {"jaxnorm": _of_examples}, _MAPS, passes=8, quick=False),
+    Row("adaptive_instance_norm", "Adaptive instance norm", _TRAINING, {"jaxnorm": _styled}, _MAPS, passes=10, quick=False),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
     Row("conditional_batch_norm", "Conditional batch norm", _TRAINING, _CONDITIONAL, _IMAGES, passes=8, quick=False),
     Row("domain_batch_norm", "Domain-specific batch norm", _TRAINING, _DOMAIN, _IMAGES, passes=8, quick=False),

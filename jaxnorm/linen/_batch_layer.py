@@ -1,6 +1,5 @@
 """What the layers with statistics of the batch share as `flax.linen` modules: fields, variables and call."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxnorm._modules import BatchFunction, apply_batch_layer, compute_dtype, feature_shape
-from jaxnorm._types import real_dtype, wide_dtype
-from jaxnorm.linen._norm_layer import affine_params, options_here
+from jaxnorm._types import wide_dtype
+from jaxnorm.linen._norm_layer import layer_params, options_here
 
 
 class BatchLayer(nn.Module):
@@ -58,15 +57,14 @@ class BatchLayer(nn.Module):
         frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         channels = feature_shape(x, self.axis)
         shape_of_params, shape = ((*rows, *channels) for rows in self.layer.rows(self))
-        params = affine_params(self, shape_of_params)
+        params = layer_params(self, self.layer, shape_of_params)
         mean_dtype = wide_dtype(compute_dtype(self.dtype, x, *params))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
-        new_spread = functools.partial(self.layer.new_spread, self, shape, real_dtype(mean_dtype))
-        spread = self.variable("batch_stats", self.layer.spread, new_spread)
+        made = self.layer.new_statistics(self, shape, mean_dtype)
+        kept = [self.variable("batch_stats", name, new) for name, new in made.items()]
         y, stats = apply_batch_layer(
             self.layer,
             params,
-            (mean.value, spread.value),
+            [variable.value for variable in kept],
             x,
             use_running_average=frozen,
             mask=mask,
@@ -76,5 +74,6 @@ class BatchLayer(nn.Module):
             **then,
         )
         if stats is not None and not self.is_initializing():
-            mean.value, spread.value = stats
+            for variable, value in zip(kept, stats, strict=True):
+                variable.value = value
         return y

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxnorm._modules import options_of
+from jaxnorm._modules import BatchFunction, SampleFunction, extra_variables, options_of
 from jaxnorm._types import AffineParams
 
 
@@ -13,6 +13,12 @@ def affine_params(module: Any, shape: tuple[int, ...]) -> AffineParams:
         scale=module.param("scale", module.scale_init, shape, module.param_dtype) if module.use_scale else None,
         bias=module.param("bias", module.bias_init, shape, module.param_dtype) if getattr(module, "use_bias", False) else None,
     )
+
+
+def layer_params(module: Any, layer: BatchFunction | SampleFunction, shape: tuple[int, ...]) -> Any:
+    """Returns all parameters of a module, as its function takes them."""
+    extras = {name: None if made is None else module.param(*made) for name, made in extra_variables(layer, module, shape).items()}
+    return layer.params(*affine_params(module, shape), **extras)
 
 
 def options_here(function: Callable[..., Any], module: Any) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Scale and bias of a `flax.nnx` module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
 from jaxnorm._checks import check_sizes
-from jaxnorm._types import AffineParams
+from jaxnorm._modules import extra_variables
 
 
 class AffineLayer(nnx.Module):
-    """A layer with the parameters `scale` and `bias`, of which either may be absent."""
+    """A layer with the parameters `scale` and `bias`, of which either may be absent, and with those of its function besides."""
+
+    layer: ClassVar[Any]  # a BatchFunction or SampleFunction
 
     def __init__(
         self,
@@ -35,12 +37,20 @@ class AffineLayer(nnx.Module):
             self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata)
         if use_bias:
             self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata)
+        self.param_dtype = param_dtype
+        for made in extra_variables(self.layer, self, shape).values():
+            if made is not None:
+                setattr(self, made[0], nnx.Param(made[1]()))
         self.num_features = num_features
         self.use_scale = use_scale
         self.use_bias = use_bias
-        self.param_dtype = param_dtype
 
     @property
-    def affine(self) -> AffineParams:
-        """The parameters as the functions take them."""
-        return AffineParams(*(None if part is None else part[...] for part in (self.scale, self.bias)))
+    def params(self) -> Any:
+        """The parameters as the function takes them."""
+        affine = (None if part is None else part[...] for part in (self.scale, self.bias))
+        extras = {
+            extra.name: getattr(self, name)[...] if hasattr(self, name := extra.variable or extra.name) else None
+            for extra in self.layer.extras
+        }
+        return self.layer.params(*affine, **extras)

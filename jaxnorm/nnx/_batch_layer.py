@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxnorm._checks import check_sizes
 from jaxnorm._modules import BatchFunction, apply_batch_layer, options_of
-from jaxnorm._types import real_dtype, wide_dtype
+from jaxnorm._types import wide_dtype
 from jaxnorm.nnx._affine import AffineLayer
 from jaxnorm.nnx._flags import first_given
 
@@ -75,8 +75,8 @@ class BatchLayer(AffineLayer):
         )
         shape = (*rows, *check_sizes("num_features", num_features))
         mean_dtype = wide_dtype(param_dtype if dtype is None else dtype)
-        self.mean = nnx.BatchStat(jnp.zeros(shape, mean_dtype))
-        setattr(self, self.layer.spread, nnx.BatchStat(self.layer.new_spread(self, shape, real_dtype(mean_dtype))))
+        for name, new in self.layer.new_statistics(self, shape, mean_dtype).items():
+            setattr(self, name, nnx.BatchStat(new()))
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
@@ -107,11 +107,11 @@ class BatchLayer(AffineLayer):
 
     def _run(self, x: jax.Array, use_running_average: bool | jax.Array | None, mask: jax.Array | None, **then: Any) -> jax.Array:
         """Calls the function with the variables, the attributes that it knows by name, and `then`."""
-        spread = getattr(self, self.layer.spread)
+        kept = [getattr(self, name) for name in self.layer.state._fields]
         y, stats = apply_batch_layer(
             self.layer,
-            self.affine,
-            (self.mean[...], spread[...]),
+            self.params,
+            [variable[...] for variable in kept],
             x,
             use_running_average=first_given(self, "use_running_average", use_running_average),
             mask=mask,
@@ -121,7 +121,8 @@ class BatchLayer(AffineLayer):
             **then,
         )
         if stats is not None:
-            self.mean[...], spread[...] = stats
+            for variable, value in zip(kept, stats, strict=True):
+                variable[...] = value
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:

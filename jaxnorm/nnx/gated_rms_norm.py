@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._modules import apply_sample_layer, options_of
+from jaxnorm._modules import SampleFunction, apply_sample_layer, options_of
 from jaxnorm._norm.rms import gated_rms_norm
 from jaxnorm.nnx._affine import AffineLayer
 
@@ -48,6 +48,8 @@ class GatedRMSNorm(AffineLayer):
       >>> print(norm(jnp.array([[-3.0, 3.0]]), jnp.array([[0.0, 50.0]])).round(1))
       [[-0. 50.]]
     """
+
+    layer: ClassVar = SampleFunction(gated_rms_norm)
 
     def __init__(
         self,
@@ -111,5 +113,5 @@ class GatedRMSNorm(AffineLayer):
           TypeError: if x holds integers or bools.
         """
         return apply_sample_layer(
-            gated_rms_norm, self.affine, x, mask=mask, dtype=self.dtype, gate=gate, **options_of(gated_rms_norm, self)
+            gated_rms_norm, self.params, x, mask=mask, dtype=self.dtype, gate=gate, **options_of(gated_rms_norm, self)
         )

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxnorm._checks import check_groups
-from jaxnorm._modules import apply_sample_layer, options_of
+from jaxnorm._modules import SampleFunction, apply_sample_layer, options_of
 from jaxnorm._norm.group import group_norm
 from jaxnorm.nnx._affine import AffineLayer
 
@@ -54,6 +54,8 @@ class GroupNorm(AffineLayer):
       [[[-1.  1. -1.  1.]
         [ 1. -1.  1. -1.]]]
     """
+
+    layer: ClassVar = SampleFunction(group_norm)
 
     def __init__(
         self,
@@ -114,4 +116,4 @@ class GroupNorm(AffineLayer):
           TypeError: if x holds integers or bools.
         """
         options = options_of(group_norm, self) | {"group_size": None}
-        return apply_sample_layer(group_norm, self.affine, x, mask=mask, dtype=self.dtype, **options)
+        return apply_sample_layer(group_norm, self.params, x, mask=mask, dtype=self.dtype, **options)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._modules import apply_sample_layer, options_of
+from jaxnorm._modules import SampleFunction, apply_sample_layer, options_of
 from jaxnorm._norm.group import instance_norm
 from jaxnorm.nnx._affine import AffineLayer
 
@@ -51,6 +51,8 @@ class InstanceNorm(AffineLayer):
       [[[-1. -1.]
         [ 1.  1.]]]
     """
+
+    layer: ClassVar = SampleFunction(instance_norm)
 
     def __init__(
         self,
@@ -108,4 +110,4 @@ class InstanceNorm(AffineLayer):
           TypeError: if x holds integers or bools.
         """
         options = options_of(instance_norm, self) | {"channel_axis": self.feature_axes}
-        return apply_sample_layer(instance_norm, self.affine, x, mask=mask, dtype=self.dtype, **options)
+        return apply_sample_layer(instance_norm, self.params, x, mask=mask, dtype=self.dtype, **options)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnorm._modules import apply_sample_layer, options_of
+from jaxnorm._modules import SampleFunction, apply_sample_layer, options_of
 from jaxnorm._norm.sample import layer_norm
 from jaxnorm.nnx._affine import AffineLayer
 
@@ -51,6 +51,8 @@ class LayerNorm(AffineLayer):
       [[-1. -1.  1.  1.]
        [ 1. -1.  1. -1.]]
     """
+
+    layer: ClassVar = SampleFunction(layer_norm)
 
     def __init__(
         self,
@@ -109,4 +111,4 @@ class LayerNorm(AffineLayer):
             axis_name is not bound where the module is called.
           TypeError: if x holds integers or bools.
         """
-        return apply_sample_layer(layer_norm, self.affine, x, mask=mask, dtype=self.dtype, **options_of(layer_norm, self))
+        return apply_sample_layer(layer_norm, self.params, x, mask=mask, dtype=self.dtype, **options_of(layer_norm, self))

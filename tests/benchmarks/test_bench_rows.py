@@ -17,15 +17,25 @@ from jaxnorm.benchmarks._rows import ROWS, Case, Kind, Row, Sizes, cases, chosen
 FUNCTIONS = [name for name in jaxnorm.__all__ if not inspect.isclass(getattr(jaxnorm, name))]
 LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "weight_scaled")]
 FLAX_LACKS = (
+    "adaptive_instance_norm",
     "batch_renorm",
     "conditional_batch_norm",
+    "cosine_norm",
     "decorrelated_batch_norm",
     "domain_batch_norm",
+    "dynamic_tanh",
+    "filter_response_norm",
     "gated_rms_norm",
     "gaussian_dropout",
     "ghost_batch_norm",
+    "global_response_norm",
+    "layer_scale",
+    "local_response_norm",
+    "modulate",
+    "scale_norm",
     "split_batch_norm",
     "uniform_dropout",
+    "unit_norm",
 )
 SIZES = Sizes(full=((6, 5), (3, 2, 4)), quick=((2, 5),))
 

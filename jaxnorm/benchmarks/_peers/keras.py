@@ -36,6 +36,10 @@ def _group_norm(x: jax.ShapeDtypeStruct, *, groups: int = GROUPS) -> Layer:
     return _as_layer(_keras().layers.GroupNormalization(groups, epsilon=EPSILON, dtype=_policy(x)), x)
 
 
+def _unit_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    return _as_layer(_keras().layers.UnitNormalization(dtype=_policy(x)), x)
+
+
 _RENORM = {"renorm": True, "renorm_momentum": MOMENTUM, "renorm_clipping": {"rmin": 1 / 3, "rmax": 3.0, "dmax": 5.0}}
 
 
@@ -69,5 +73,6 @@ LAYERS = {
     "rms_norm": {"keras": _rms_norm},
     "group_norm": {"keras": _group_norm},
     "instance_norm": {"keras": functools.partial(_group_norm, groups=-1)},
+    "unit_norm": {"keras": _unit_norm},
     "batch_norm_relu": {"keras": with_relu(_batch_norm)},
 }

@@ -40,6 +40,10 @@ def _instance_norm(x: jax.ShapeDtypeStruct, *, channels_last: bool = False) -> T
     return TorchLayer(importlib.import_module("torch").nn.InstanceNorm2d(x.shape[-1], eps=EPSILON, affine=True), channels_last)
 
 
+def _local_response_norm(_: jax.ShapeDtypeStruct) -> TorchLayer:
+    return TorchLayer(importlib.import_module("torch").nn.LocalResponseNorm(5))
+
+
 def _in_both_layouts(build: Builder = _batch_norm, **options: bool) -> dict[str, Builder]:
     return {
         "torch": functools.partial(build, **options),
@@ -56,5 +60,6 @@ LAYERS = {
     "rms_norm": {"torch": functools.partial(_feature_norm, name="RMSNorm")},
     "group_norm": _in_both_layouts(_group_norm),
     "instance_norm": _in_both_layouts(_instance_norm),
+    "local_response_norm": {"torch": _local_response_norm},
     "batch_norm_relu": _in_both_layouts(relu=True),
 }

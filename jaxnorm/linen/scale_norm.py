@@ -1,0 +1,68 @@
+"""Scale normalization as a `flax.linen` module."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxnorm._modules import apply_sample_layer, feature_shape
+from jaxnorm._norm.length import init_scale_norm, scale_norm
+from jaxnorm._types import AffineParams
+from jaxnorm.linen._norm_layer import options_here
+
+
+class ScaleNorm(nn.Module):
+    """Scale normalization: `jaxnorm.scale_norm`.
+
+    `y = scale x / max(|x|, epsilon)` with the length of each vector of features. The parameter `scale` is one number, which
+    begins with the root of the number of features: a new layer is RMS norm.
+
+    Attributes:
+      epsilon: the least length that is divided by, a number or a traced scalar.
+      reduction_axes: the axis, or axes, of the features.
+      dtype: type of the output, which alone is rounded to it; None infers it from x and the scale.
+      param_dtype: type of the scale.
+      axis_name: name or names of mapped axes over which the features are divided, and the statistics pooled.
+      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+
+    References:
+      Nguyen, Salazar, "Transformers without tears: improving the normalization of self-attention", IWSLT 2019,
+      https://arxiv.org/abs/1910.05895.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen
+      >>> norm = jaxnorm.linen.ScaleNorm()
+      >>> x = jnp.array([[0.0, 0.0, 0.0, 4.0]])
+      >>> print(norm.apply(norm.init(jax.random.key(0), x), x).round(2))
+      [[0. 0. 0. 2.]]
+    """
+
+    epsilon: float | jax.Array = 1e-5
+    reduction_axes: int | Sequence[int] = -1
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    axis_name: Any = None
+    axis_index_groups: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalizes x.
+
+        Args:
+          x: array of real or complex numbers, `[..., C]` or with the features on `reduction_axes`.
+          mask: array that broadcasts to x: nonzero for the elements that count in the length.
+
+        Returns:
+          Array of x's shape, in `dtype`.
+
+        Raises:
+          ValueError: if a field or the mask does not fit; if axis_name is not bound where the module is applied.
+          TypeError: if x does not hold floating point numbers.
+        """
+        size = math.prod(feature_shape(x, self.reduction_axes, "reduction_axes"))
+        scale = self.param("scale", lambda _: init_scale_norm(size, param_dtype=self.param_dtype).scale)
+        options = options_here(scale_norm, self)
+        return apply_sample_layer(scale_norm, AffineParams(scale, None), x, mask=mask, dtype=self.dtype, **options)
