@@ -37,8 +37,25 @@ from jaxnorm._norm.response import (
 )
 from jaxnorm._norm.rms import gated_rms_norm, init_gated_rms_norm, init_rms_norm, rms_norm
 from jaxnorm._norm.sample import init_layer_norm, layer_norm
+from jaxnorm._norm.weights import (
+    init_spectral_norm,
+    init_weight_norm,
+    init_weight_norm_from_data,
+    spectral_norm,
+    weight_norm,
+    weight_standardization,
+)
 from jaxnorm._norm.whitening import decorrelated_batch_norm, init_decorrelated_batch_norm
-from jaxnorm._types import AffineParams, CovarianceStats, DynamicTanhParams, FilterResponseParams, RenormStats, RunningStats
+from jaxnorm._types import (
+    AffineParams,
+    CovarianceStats,
+    DynamicTanhParams,
+    FilterResponseParams,
+    RenormStats,
+    RunningStats,
+    SpectralStats,
+    WeightNormParams,
+)
 
 __version__ = "0.1.0"
 
@@ -49,6 +66,8 @@ __all__ = [
     "FilterResponseParams",
     "RenormStats",
     "RunningStats",
+    "SpectralStats",
+    "WeightNormParams",
     "adaptive_instance_norm",
     "batch_norm",
     "batch_renorm",
@@ -81,7 +100,10 @@ __all__ = [
     "init_layer_scale",
     "init_rms_norm",
     "init_scale_norm",
+    "init_spectral_norm",
     "init_split_batch_norm",
+    "init_weight_norm",
+    "init_weight_norm_from_data",
     "instance_norm",
     "layer_norm",
     "layer_scale",
@@ -89,8 +111,11 @@ __all__ = [
     "modulate",
     "rms_norm",
     "scale_norm",
+    "spectral_norm",
     "split_batch_norm",
     "uniform_dropout",
     "unit_norm",
+    "weight_norm",
     "weight_scaled",
+    "weight_standardization",
 ]

@@ -57,7 +57,7 @@ class Layer(NamedTuple):
     """A layer.
 
     Attributes:
-      functions: the names of its function and of the one that makes its parameters and state, if there is one.
+      functions: the names of its function and of those that make its parameters and state, if there are such.
       summary: what it does, in a sentence.
       training: what it computes in training, empty if it has no part in it.
       inference: what it computes in inference, likewise.
@@ -144,7 +144,7 @@ def _layer(function: str, public: list[str], classes: dict[str, tuple[str, ...]]
                 modes["Inference"] = "the same"
     references = next((p.removeprefix("References: ") for p in paragraphs if p.startswith("References: ")), "")
     return Layer(
-        functions=(function, *(init for init in public if init == f"init_{function}")),
+        functions=(function, *(init for init in public if init in (f"init_{function}", f"init_{function}_from_data"))),
         summary=re.split(r"(?<=\.)\s", paragraphs[0])[0],
         training=modes["Training"],
         inference=modes["Inference"],

@@ -22,8 +22,17 @@ from jaxnorm._checks import (
 from jaxnorm._dropout.elementwise import NOISE_BITS
 from jaxnorm._norm.modulation import dynamic_tanh
 from jaxnorm._norm.response import filter_response_norm
+from jaxnorm._norm.weights import spectral_norm, weight_norm
 from jaxnorm._norm.whitening import identity_covariance
-from jaxnorm._types import AffineParams, DynamicTanhParams, FilterResponseParams, real_dtype, wide_dtype
+from jaxnorm._types import (
+    AffineParams,
+    DynamicTanhParams,
+    FilterResponseParams,
+    SpectralStats,
+    WeightNormParams,
+    real_dtype,
+    wide_dtype,
+)
 
 DrawKey = Callable[[], jax.Array]
 """Gives a key; called at most once, and only where something is drawn, so that counters of keys advance as in Flax."""
@@ -206,6 +215,39 @@ def _in_types_of_flax(params: Sequence[jax.Array | None], x: jax.Array, mask: An
         "dtype": output_dtype(dtype, x, *params),
         **({} if mask is None else {"where": _where(mask, x)}),
     }
+
+
+def apply_weight_norm(
+    kernel: jax.Array, gain: jax.Array | None, *, feature_axes: int | Sequence[int] | None, epsilon: Scalar, dtype: Any
+) -> jax.Array:
+    """Returns the kernel that weight norm makes of one; as in Flax, a weight that is an output of its own gives its sign."""
+    axes = canonical_axes("feature_axes", () if feature_axes is None else feature_axes, kernel.ndim)
+    dtype = output_dtype(dtype, kernel, gain)
+    if len(axes) < kernel.ndim:
+        return weight_norm(WeightNormParams(kernel, gain), channel_axis=axes, epsilon=epsilon, dtype=dtype)
+    shifted = tuple(axis + 1 for axis in axes)
+    return weight_norm(WeightNormParams(kernel[None], gain), channel_axis=shifted, epsilon=epsilon, dtype=dtype)[0]
+
+
+def is_spectral(kernel: jax.Array, steps: int, matrix_only: bool, what: str) -> bool:
+    """Whether a parameter has singular values to be normalized by, or raises where it has none of a matrix's but must."""
+    if kernel.ndim > 2 and steps > 0 and matrix_only:
+        raise ValueError(f"{what} is {kernel.ndim}D but error_on_non_matrix is True, got shape {list(kernel.shape)}")
+    return kernel.ndim > 1 and steps > 0
+
+
+def apply_spectral_norm(
+    kernel: jax.Array, u: jax.Array, sigma: jax.Array, *, update: bool | jax.Array, steps: int, epsilon: Scalar, dtype: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the kernel that spectral norm makes of one, and the new `u`, with Flax's shape `[1, F]`, and `sigma`.
+
+    As in Flax, a parameter that is 0, as a new bias of several axes, gets a `u` of 0, which leaves it alone from then on: its
+    first step would else take it to a norm of 1.
+    """
+    dtype = output_dtype(dtype, kernel, u)
+    state = SpectralStats(u[0], sigma)
+    y, state = spectral_norm(state, kernel, train=update, steps=steps, epsilon=epsilon, dtype=dtype)
+    return y, jnp.where(jnp.any(kernel != 0), state.u, jnp.zeros((), u.dtype))[None], state.sigma
 
 
 class NoiseFunction(NamedTuple):

@@ -32,6 +32,13 @@ class DynamicTanhParams(NamedTuple):
     alpha: jax.Array
 
 
+class WeightNormParams(NamedTuple):
+    """Direction of a kernel, `[..., F]`, and the lengths for its outputs, `[F]`, or None for lengths of 1."""
+
+    direction: jax.Array
+    gain: jax.Array | None
+
+
 class RunningStats(NamedTuple):
     """Running mean and variance of a normalization layer, `[C]` each, in float32 or wider."""
 
@@ -53,7 +60,17 @@ class CovarianceStats(NamedTuple):
     cov: jax.Array
 
 
-for _container in (AffineParams, FilterResponseParams, DynamicTanhParams, RunningStats, RenormStats, CovarianceStats):
+class SpectralStats(NamedTuple):
+    """Direction of a kernel's outputs, `[F]`, and largest singular value, `[]`, as the power iteration last found them."""
+
+    u: jax.Array
+    sigma: jax.Array
+
+
+_PARAMS = (AffineParams, DynamicTanhParams, FilterResponseParams, WeightNormParams)
+_STATES = (CovarianceStats, RenormStats, RunningStats, SpectralStats)
+
+for _container in (*_PARAMS, *_STATES):
     # Exported programs that take or give these are written to files and read back.
     export.register_namedtuple_serialization(_container, serialized_name=f"jaxnorm.{_container.__name__}")
 

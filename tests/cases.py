@@ -33,6 +33,8 @@ class Case:
       takes_complex: whether x may be complex.
       idle: amounts that change nothing here.
       temporaries: arrays of x's size that a program with the gradient may have besides its results.
+      input: what the function calls its x, where it is a norm of weights.
+      holds_constants: whether derivatives take some of what it computes for constants.
       calls_library: whether it needs a library of the device, as for eigenvalues, so that a program for another can't run here.
     """
 
@@ -45,6 +47,8 @@ class Case:
     takes_complex: bool = False
     idle: tuple[str, ...] = ()
     temporaries: int = 3
+    input: str = "x"
+    holds_constants: bool = False
     calls_library: bool = False
 
     @property
@@ -77,6 +81,11 @@ class Case:
     def __call__(self, key: jax.Array, arguments: Arguments, **options: Any) -> tuple[jax.Array, Any]:
         """Returns the output and the new state (None without one)."""
         drawn = {"key": key} if self.is_random else {}
+        if self.input == "params.direction":
+            params = jaxnorm.WeightNormParams(arguments["x"], arguments["params"].scale)
+            arguments = {name: a for name, a in arguments.items() if name != "x"} | {"params": params}
+        elif self.input != "x":
+            arguments = {self.input if name == "x" else name: a for name, a in arguments.items()}
         result = self.function(**drawn, **arguments, **{**self.options, **options})
         return result if self.is_stateful else (result, None)
 
@@ -185,6 +194,20 @@ def _styled(dtype: Any) -> Arguments:
     return {"x": data(dtype=dtype), "style": style, "where": counted(), "style_where": (data((8, 6, 4, 3), seed=4) > 2)}
 
 
+def _weight_norm(dtype: Any) -> Arguments:
+    arguments = _layer_norm(dtype)
+    return {**arguments, "params": arguments["params"]._replace(bias=None)}
+
+
+def _standardized(dtype: Any) -> Arguments:
+    return {"x": data(dtype=dtype, seed=2), "gain": _layer_norm(dtype)["params"].scale}
+
+
+def _spectral(dtype: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return {"x": data(dtype=dtype), "state": jaxnorm.SpectralStats(jnp.asarray([0.5, -0.3, 0.8], wide), jnp.asarray(7.0, wide))}
+
+
 def _cubic(z: Any) -> Any:
     """An activation for jax and NumPy, real and complex numbers alike, that has every derivative."""
     return z - z * z * z / 500
@@ -195,6 +218,7 @@ def _x(dtype: Any) -> Arguments:
 
 
 _EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
+_TINY_EPSILON = {"epsilon": (0.0, 1e-12, 1e-10)}
 _SCALE_OFFSET = {"scale_offset": (0.0, 1.0, 2.0), **_EPSILON}
 _RESPONSE = {"k": (1.0, 2.0, 3.0), "alpha": (0.1, 0.5, 1.0), "beta": (0.0, 0.75, 1.0)}
 _MOMENTUM = {"momentum": (0.0, 0.7, 1.0), **_EPSILON}
@@ -509,6 +533,39 @@ CASES = (
         _EPSILON,
         batched=("x", "style", "where", "style_where"),
         takes_complex=True,
+        temporaries=6,
+    ),
+    Case("weight_norm", _weight_norm, jaxnorm.weight_norm, _EPSILON, input="params.direction"),
+    Case(
+        "weight_standardization",
+        _standardized,
+        jaxnorm.weight_standardization,
+        _EPSILON,
+        {"scaled": True},
+        input="kernel",
+        temporaries=4,
+    ),
+    # Derivatives are those of the singular value, if the power iteration has converged.
+    Case(
+        "spectral_norm-train",
+        _spectral,
+        jaxnorm.spectral_norm,
+        _TINY_EPSILON,
+        {"train": True, "steps": 24},
+        idle=("epsilon",),
+        input="kernel",
+        holds_constants=True,
+        temporaries=6,
+    ),
+    Case(
+        "spectral_norm-infer",
+        _spectral,
+        jaxnorm.spectral_norm,
+        _TINY_EPSILON,
+        {"train": False, "steps": 24},
+        idle=("epsilon",),
+        input="kernel",
+        holds_constants=True,
         temporaries=6,
     ),
     Case("dropout", _x, jaxnorm.dropout, {"rate": (0.0, 0.3, 1.0)}),

@@ -500,6 +500,59 @@ def adaptive_instance_norm(
     return np.sqrt(var_of_style + epsilon) * (x - mean) / std + of_style
 
 
+def weight_norm(
+    params: tuple[ArrayLike, ArrayLike | None], *, channel_axis: int | Sequence[int] = -1, epsilon: float = 1e-12
+) -> Array:
+    """Salimans and Kingma (2016), equation 2."""
+    direction, gain = wide(params[0]), params[1]
+    along = reduced_axes(direction.ndim, channel_axis)
+    kernel = direction / np.sqrt((direction**2).sum(along, keepdims=True) + epsilon)
+    return kernel if gain is None else kernel * np.expand_dims(wide(gain), along)
+
+
+def weight_standardization(
+    kernel: ArrayLike,
+    *,
+    gain: ArrayLike | None = None,
+    scaled: bool = False,
+    channel_axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-6,
+) -> Array:
+    """Qiao et al. (2019), equation 5, with epsilon beside the variance; scaled as Brock, De and Smith (2021), equation 1."""
+    kernel = wide(kernel)
+    along = reduced_axes(kernel.ndim, channel_axis)
+    mean, var, n = moments(kernel, along)
+    y = (kernel - mean) / np.sqrt(var + epsilon) / (np.sqrt(n) if scaled else 1)
+    return y if gain is None else y * np.expand_dims(wide(gain), along)
+
+
+class Spectral(NamedTuple):
+    y: Array
+    u: Array
+    sigma: Array
+
+
+def spectral_norm(
+    state: tuple[ArrayLike, ArrayLike],
+    kernel: ArrayLike,
+    *,
+    train: bool,
+    steps: int = 1,
+    epsilon: float = 1e-12,
+    channel_axis: int = -1,
+) -> Spectral:
+    """Miyato et al. (2018), algorithm 1, on the matrix of all else and the outputs."""
+    kernel = wide(kernel)
+    matrix = np.moveaxis(kernel, channel_axis, -1).reshape(-1, kernel.shape[channel_axis])
+    u, sigma = map(wide, state)
+    v, new = np.zeros(len(matrix)), u
+    for _ in range(steps):
+        v = matrix @ new / np.sqrt(((matrix @ new) ** 2).sum() + epsilon)
+        new = matrix.T @ v / np.sqrt(((matrix.T @ v) ** 2).sum() + epsilon)
+    found = v @ matrix @ new
+    return Spectral(kernel / (found or 1.0), *((new, found) if train and found else (u, sigma)))
+
+
 def batch_norm_gradient(
     x: ArrayLike, scale: ArrayLike, dy: ArrayLike, *, epsilon: float, where: ArrayLike | None = None, channel_axis: int = -1
 ) -> tuple[Array, Array, Array]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from cases import CASES
 
@@ -29,6 +30,7 @@ NO_CLASS = {  # functions that are no layer of a model, but what a user calls ar
     "adaptive_instance_norm": "it has no parameters, and takes a second array",
     "classic_dropout": "its inference is not the identity, which Flax's `deterministic` promises",
     "modulate": "another layer gives what would be its parameters",
+    "weight_standardization": "a layer applies it to its own kernel",
     "weight_scaled": "the inference of classic_dropout",
 }
 
@@ -110,11 +112,11 @@ def test_docstring_names_every_argument_and_no_other(name: str) -> None:
 @each_layer
 def test_arguments_come_in_the_order_of_all_layers(name: str) -> None:
     positional = [p.name for p in parameters(name) if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    assert "x" in positional
+    anchor = next(argument for argument in ("x", "kernel", "params") if argument in positional)  # norms of weights have no x
     known = [argument for argument in positional if argument in ORDER]
     assert known == sorted(known, key=ORDER.index)
     others = [argument for argument in positional if argument not in ORDER]  # data beside x, as labels
-    assert all(positional.index(other) > positional.index("x") for other in others)
+    assert all(positional.index(other) > positional.index(anchor) for other in others)
     assert sum(argument in AMOUNTS for argument in positional) <= 1
     if amount := [argument for argument in positional if argument in AMOUNTS]:
         assert positional[-1] == amount[0]
@@ -167,7 +169,10 @@ def test_parameters_and_state_come_from_an_init(name: str) -> None:
         assert f"init_{name}" not in NAMES
         return
     assert f"init_{name}" in NAMES
-    made = getattr(jaxnorm, f"init_{name}")(64)
+    sizes = {"key": jax.random.key(0), "kernel": jnp.ones((64, 64))}  # else the number of features
+    first, *more = parameters(f"init_{name}")
+    needed = [p for p in (first, *more) if p.default is inspect.Parameter.empty]
+    made = getattr(jaxnorm, f"init_{name}")(*(sizes.get(p.name, 64) for p in needed))
     assert [type(part) for part in (made if type(made) is tuple else (made,))] == list(held.values())
     assert all(kind.__name__ in CONTAINERS for kind in held.values())
 
@@ -182,7 +187,7 @@ def test_containers_are_named_tuples_that_say_which_shapes_they_hold(name: str) 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("init_")])
 def test_an_init_is_of_a_layer(name: str) -> None:
-    assert name.removeprefix("init_") in LAYERS
+    assert name.removeprefix("init_").removesuffix("_from_data") in LAYERS
 
 
 # FUNCTIONS.md

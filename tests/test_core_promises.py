@@ -268,13 +268,13 @@ def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> No
 
 
 def test_bad_input_is_refused(row: Row) -> None:
-    arguments = row.case.arguments()
+    case, arguments = row.case, row.case.arguments()
     for dtype in (jnp.int32, jnp.uint8, bool):
-        with pytest.raises(TypeError, match=f"x must be .*{np.dtype(dtype).name}"):
-            row.case(new_key(), {**arguments, "x": np.ones(arguments["x"].shape, dtype)})
-    if not row.case.takes_complex:
-        with pytest.raises(TypeError, match="x must be real, got complex64"):
-            row.case(new_key(), {**arguments, "x": data(dtype=jnp.complex64)})
+        with pytest.raises(TypeError, match=f"{case.input} must be .*{np.dtype(dtype).name}"):
+            case(new_key(), {**arguments, "x": np.ones(arguments["x"].shape, dtype)})
+    if not case.takes_complex:
+        with pytest.raises(TypeError, match=f"{case.input} must be real, got complex64"):
+            case(new_key(), {**arguments, "x": data(dtype=jnp.complex64)})
 
 
 def test_key_reuse_is_seen(row: Row) -> None:

@@ -52,8 +52,9 @@ def test_packages_export_their_classes(package, base):
     kinds = ["ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm"]
     sample = ["GatedRMSNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
     response = ["FilterResponseNorm", "GlobalResponseNorm", "LocalResponseNorm"]
+    weights = ["SpectralNorm", "WeightNorm"]
     others = ["CosineNorm", "DynamicTanh", "LayerScale", "ScaleNorm", "UnitNorm"]
-    assert sorted(package.__all__) == sorted([*batch, *kinds, *sample, *response, *others, *NOISES])
+    assert sorted(package.__all__) == sorted([*batch, *kinds, *sample, *response, *weights, *others, *NOISES])
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 
 

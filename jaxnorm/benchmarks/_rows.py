@@ -191,6 +191,16 @@ def _styled(x: jax.ShapeDtypeStruct) -> Layer:
     return Layer(lambda key, params, state, x: (jaxnorm.adaptive_instance_norm(x, state), state), state=style)
 
 
+def _weight_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    gain = jax.numpy.ones(x.shape[-1:])
+    return Layer(lambda key, params, state, x: (jaxnorm.weight_norm(jaxnorm.WeightNormParams(x, params)), state), gain)
+
+
+def _spectral_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    state = jaxnorm.init_spectral_norm(jax.random.key(0), x.shape[-1])
+    return Layer(lambda key, params, state, x: jaxnorm.spectral_norm(state, x, train=True), state=state)
+
+
 def scaled(_: jax.ShapeDtypeStruct) -> Layer:
     """Returns the plain pass, `x * c`."""
     return Layer(lambda key, params, state, x: (x * state.astype(x.dtype), state), state=jax.numpy.float32(1.1))
@@ -231,6 +241,7 @@ _MAPS = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (32, 14, 14, 256)), qui
 _LATE = Sizes(full=((32, 7, 7, 512), (32, 14, 14, 256), (256, 512), (32, 1024)), quick=((32, 7, 7, 64),), least_on_gpu=0)
 _TOKENS = Sizes(full=((32, 128, 768), (8192, 1024), (16384, 256), (4096, 4096)), quick=((32, 128, 256),))
 _VECTORS = Sizes(full=((8192, 1024), (16384, 256)), quick=((1024, 256),))
+_KERNELS = Sizes(full=((4096, 4096), (3, 3, 512, 512)), quick=((1024, 256),))
 _IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
 _GROWING = Sizes(
     full=tuple((10**power // 128, 128) for power in range(4, 9)),
@@ -297,6 +308,10 @@ ROWS = (
         _TOKENS, passes=8, quick=False),
     Row("modulate", "Modulation of each example", _TRAINING, {"jaxnorm": _of_examples}, _MAPS, passes=8, quick=False),
     Row("adaptive_instance_norm", "Adaptive instance norm", _TRAINING, {"jaxnorm": _styled}, _MAPS, passes=10, quick=False),
+    Row("weight_norm", "Weight norm", _TRAINING, {"jaxnorm": _weight_norm}, _KERNELS, passes=8, quick=False),
+    Row("weight_standardization", "Weight standardization", _TRAINING,
+        {"jaxnorm": _without_parameters(jaxnorm.weight_standardization)}, _KERNELS, passes=8, quick=False),
+    Row("spectral_norm", "Spectral norm", _TRAINING, {"jaxnorm": _spectral_norm}, _KERNELS, passes=8, quick=False),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
     Row("conditional_batch_norm", "Conditional batch norm", _TRAINING, _CONDITIONAL, _IMAGES, passes=8, quick=False),
     Row("domain_batch_norm", "Domain-specific batch norm", _TRAINING, _DOMAIN, _IMAGES, passes=8, quick=False),

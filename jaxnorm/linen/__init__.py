@@ -19,8 +19,10 @@ from jaxnorm.linen.layer_scale import LayerScale
 from jaxnorm.linen.local_response_norm import LocalResponseNorm
 from jaxnorm.linen.rms_norm import RMSNorm
 from jaxnorm.linen.scale_norm import ScaleNorm
+from jaxnorm.linen.spectral_norm import SpectralNorm
 from jaxnorm.linen.split_batch_norm import SplitBatchNorm
 from jaxnorm.linen.unit_norm import UnitNorm
+from jaxnorm.linen.weight_norm import WeightNorm
 
 __all__ = [
     "BatchNorm",
@@ -43,7 +45,9 @@ __all__ = [
     "LocalResponseNorm",
     "RMSNorm",
     "ScaleNorm",
+    "SpectralNorm",
     "SplitBatchNorm",
     "UniformDropout",
     "UnitNorm",
+    "WeightNorm",
 ]

@@ -19,8 +19,10 @@ from jaxnorm.nnx.layer_scale import LayerScale
 from jaxnorm.nnx.local_response_norm import LocalResponseNorm
 from jaxnorm.nnx.rms_norm import RMSNorm
 from jaxnorm.nnx.scale_norm import ScaleNorm
+from jaxnorm.nnx.spectral_norm import SpectralNorm
 from jaxnorm.nnx.split_batch_norm import SplitBatchNorm
 from jaxnorm.nnx.unit_norm import UnitNorm
+from jaxnorm.nnx.weight_norm import WeightNorm
 
 __all__ = [
     "BatchNorm",
@@ -43,7 +45,9 @@ __all__ = [
     "LocalResponseNorm",
     "RMSNorm",
     "ScaleNorm",
+    "SpectralNorm",
     "SplitBatchNorm",
     "UniformDropout",
     "UnitNorm",
+    "WeightNorm",
 ]

@@ -33,9 +33,12 @@ FLAX_LACKS = (
     "local_response_norm",
     "modulate",
     "scale_norm",
+    "spectral_norm",
     "split_batch_norm",
     "uniform_dropout",
     "unit_norm",
+    "weight_norm",
+    "weight_standardization",
 )
 SIZES = Sizes(full=((6, 5), (3, 2, 4)), quick=((2, 5),))
 
