@@ -114,7 +114,7 @@ class BatchCall:
     def pooling(self) -> Mapping[str, Any]:
         """What a statistic must know besides x and its axes."""
         return {
-            "near": self.state.mean,
+            "near": getattr(self.state, "mean", None),
             "where": self.where,
             "axis_name": self.axis_name,
             "axis_index_groups": self.axis_index_groups,

@@ -1,5 +1,6 @@
 """Advice to the compiler that changes no number: what to put into memory, and what not to share between two uses."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,27 @@ def unshared(x: jax.Array, copy: int = 0) -> jax.Array:
 def _hidden(number: int, x: jax.Array) -> jax.Array:
     """Returns a scalar of x's type, of which the compiler does not know that it is this number."""
     return lax.optimization_barrier(jnp.full((), number, x.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def computed_from(function: Callable[..., Any], x: jax.Array, wide: jax.Array, *others: Any) -> Any:
+    """Returns `function(x, *others)` of x in the type of `wide`, which is x in it, and whose derivatives these are.
+
+    For the gradient x is kept, and the others, but neither `wide` nor what the function computes between.
+    """
+    return function(x.astype(wide.dtype), *others)
+
+
+@computed_from.defjvp
+def _computed_from_jvp(function: Callable[..., Any], primals: Any, tangents: Any) -> Any:
+    x, _, *others = primals
+    _, dx, *moved = tangents
+
+    @recomputed
+    def tangent(x: jax.Array, others: Any, dx: jax.Array, moved: Any) -> Any:
+        return jax.jvp(function, (x.astype(dx.dtype), *others), (dx, *moved))[1]
+
+    return computed_from(function, *primals), tangent(x, others, dx, moved)
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The inverse square root of a covariance matrix."""
+"""Inverse square roots of covariance matrices."""
 
 from typing import Any
 
@@ -16,6 +16,21 @@ def inverse_root(s: jax.Array) -> jax.Array:
     Derivatives are those of the equation, which has them where eigenvalues are equal; those of the eigenvectors have poles there.
     """
     return _inverse_root((s + s.mT) / 2)
+
+
+def newton_root(s: jax.Array, iterations: int) -> jax.Array:
+    """Returns what so many steps of Newton's coupled iteration make of the inverse root of symmetric positive matrices.
+
+    It begins with the identity over the root of the trace, and each eigenvalue of `W S W` grows towards 1.
+    """
+    identity = jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), s.shape)
+    trace = jnp.trace(s, axis1=-2, axis2=-1)[..., None, None]
+    trace = jnp.where(trace > 0, trace, 1)
+    y, z = s / trace, identity
+    for _ in range(iterations):
+        m = (3 * identity - _product(z, y)) / 2
+        y, z = _product(y, m), _product(m, z)
+    return z / jnp.sqrt(trace)
 
 
 @jax.custom_jvp

@@ -45,7 +45,7 @@ _TRIES = 4  # after a shift that tells nothing: around 0, around the mean, and a
 
 
 class Moments(NamedTuple):
-    """Mean, biased variance, and the number of elements they are of, for every position that is not reduced."""
+    """Mean, biased variance, and the number of elements they are of, `[C]` each, for every position that is not reduced."""
 
     mean: jax.Array
     var: jax.Array
@@ -87,6 +87,42 @@ def moments(
     mean, var = _mean_and_var(x, wide, where, jnp.maximum(n, 1), shift, axes)
     local = Moments(mean, var, n + jnp.zeros_like(var))
     return local if axis_name is None else combine_moments(from_devices(local, axis_name, axis_index_groups))
+
+
+class Mean(NamedTuple):
+    """Mean, and the number of elements it is of, for every position that is not reduced."""
+
+    value: jax.Array
+    n: jax.Array
+
+
+def mean(
+    x: jax.Array,
+    axes: Sequence[int],
+    *,
+    near: jax.Array,
+    wide: jax.Array,
+    where: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Mean:
+    """Returns `sum(x) / n` over `axes`, in float32 or wider, in one pass; arguments as those of `moments`. It is 0 of nothing."""
+    axes = tuple(axes)
+    n = count(x, axes, where)
+    shift = shift_along(x, axes, near)
+    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
+    offset = jnp.sum(select(where, wide - jnp.expand_dims(shift, axes)), axes) / jnp.maximum(n, 1).astype(wide.dtype)
+    n = n + jnp.zeros_like(offset.real)
+    local = Mean(select(n > 0, shift + offset), n)
+    if axis_name is None:
+        return local
+    return combine_mean(from_devices(local, axis_name, axis_index_groups))
+
+
+def combine_mean(parts: Mean) -> Mean:
+    """Returns the mean of the union of parts whose means are stacked along the first axis."""
+    n = jnp.sum(parts.n, 0, keepdims=True)
+    return Mean(combine_means(parts.n / jnp.maximum(n, 1), parts.value)[0], n[0])
 
 
 class MeanSquare(NamedTuple):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import reshard
 
 from jaxnorm._axes import match_sharding, other_axes, sharding_along, shared_sharding
-from jaxnorm._compiler import recomputed, unshared
+from jaxnorm._compiler import computed_from, recomputed, unshared
 from jaxnorm._types import wide_dtype, widened
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -109,7 +109,7 @@ def elementwise(
     """Returns `function(x, *numbers)`, of which for the gradient nothing is kept but x and the numbers.
 
     Args:
-      function: function of single elements, which gets arrays that broadcast, in float32 or wider; one object for all calls.
+      function: function of single elements, which gets arrays that broadcast, in float32 or wider.
       x: array of real or complex numbers.
       numbers: arrays, each with the axes of x that it has, ascending; None for one that there is not, which the function gets.
       wide: `widened(x)`, if something else is made of x too: the gradient flows to it.
@@ -129,29 +129,13 @@ def elementwise(
         part = jnp.expand_dims(part, shared)
         return part if sharding is None else reshard(part, sharding)
 
+    rounded = jnp.dtype(dtype or x.dtype)
+
+    def result(x: jax.Array, where: jax.Array | None, *numbers: jax.Array | None) -> jax.Array:
+        return function(valid(x, where, x), *numbers).astype(rounded)
+
     wide = widened(x) if wide is None else wide
-    spread = tuple(along_x(part, tuple(axes)) for part, axes in numbers)
-    return _elementwise(x, wide, where, spread, function, jnp.dtype(dtype or x.dtype))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def _elementwise(
-    x: jax.Array, wide: jax.Array, where: jax.Array | None, numbers: Any, function: Callable[..., jax.Array], dtype: Any
-) -> jax.Array:
-    return function(valid(x, where, x.astype(wide.dtype)), *numbers).astype(dtype)
-
-
-@_elementwise.defjvp
-def _elementwise_jvp(function: Callable[..., jax.Array], dtype: Any, primals: Any, tangents: Any) -> Any:
-    x, _, where, numbers = primals
-    _, dx, _, moved = tangents
-
-    @recomputed
-    def tangent(x: jax.Array, where: jax.Array | None, numbers: Any, dx: jax.Array, moved: Any) -> jax.Array:
-        at = valid(x, where, x.astype(dx.dtype))
-        return jax.jvp(function, (at, *numbers), (valid(x, where, dx), *moved))[1].astype(dtype)
-
-    return _elementwise(*primals, function, dtype), tangent(x, where, numbers, dx, moved)
+    return computed_from(result, x, wide, where, *(along_x(part, tuple(axes)) for part, axes in numbers))
 
 
 class _Axes(NamedTuple):

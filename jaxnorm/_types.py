@@ -32,6 +32,31 @@ class DynamicTanhParams(NamedTuple):
     alpha: jax.Array
 
 
+class EvoNormParams(NamedTuple):
+    """Scale and bias, `[C]` each or None, and the factor v of x in its own normalization or activation, `[C]`."""
+
+    scale: jax.Array | None
+    bias: jax.Array | None
+    v: jax.Array
+
+
+class GatedParams(NamedTuple):
+    """Scale and bias, `[C]` each or None, and the gate between two norms, `[C]`, from 0 to 1."""
+
+    scale: jax.Array | None
+    bias: jax.Array | None
+    gate: jax.Array
+
+
+class SwitchableParams(NamedTuple):
+    """Scale and bias, `[C]` each or None, and what weighs three norms, `[3]` for their means and for their variances."""
+
+    scale: jax.Array | None
+    bias: jax.Array | None
+    mean_logits: jax.Array
+    var_logits: jax.Array
+
+
 class WeightNormParams(NamedTuple):
     """Direction of a kernel, `[..., F]`, and the lengths for its outputs, `[F]`, or None for lengths of 1."""
 
@@ -60,6 +85,25 @@ class CovarianceStats(NamedTuple):
     cov: jax.Array
 
 
+class RunningMean(NamedTuple):
+    """Running mean of a normalization layer, `[C]`, in float32 or wider."""
+
+    mean: jax.Array
+
+
+class RunningVar(NamedTuple):
+    """Running variance of a normalization layer, `[C]`, in float32 or wider."""
+
+    var: jax.Array
+
+
+class LpStats(NamedTuple):
+    """Running mean and running l_p deviation of a normalization layer, `[C]` each, in float32 or wider."""
+
+    mean: jax.Array
+    scale: jax.Array
+
+
 class SpectralStats(NamedTuple):
     """Direction of a kernel's outputs, `[F]`, and largest singular value, `[]`, as the power iteration last found them."""
 
@@ -67,8 +111,16 @@ class SpectralStats(NamedTuple):
     sigma: jax.Array
 
 
-_PARAMS = (AffineParams, DynamicTanhParams, FilterResponseParams, WeightNormParams)
-_STATES = (CovarianceStats, RenormStats, RunningStats, SpectralStats)
+_PARAMS = (
+    AffineParams,
+    DynamicTanhParams,
+    EvoNormParams,
+    FilterResponseParams,
+    GatedParams,
+    SwitchableParams,
+    WeightNormParams,
+)
+_STATES = (CovarianceStats, LpStats, RenormStats, RunningMean, RunningStats, RunningVar, SpectralStats)
 
 for _container in (*_PARAMS, *_STATES):
     # Exported programs that take or give these are written to files and read back.

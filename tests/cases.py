@@ -67,7 +67,7 @@ class Case:
 
     @property
     def is_stateful(self) -> bool:
-        return "state" in self.parameters
+        return "train" in self.parameters
 
     @property
     def is_synced(self) -> bool:
@@ -81,6 +81,9 @@ class Case:
     def __call__(self, key: jax.Array, arguments: Arguments, **options: Any) -> tuple[jax.Array, Any]:
         """Returns the output and the new state (None without one)."""
         drawn = {"key": key} if self.is_random else {}
+        if "constants" in arguments:
+            params, state = arguments["constants"]
+            arguments = {name: a for name, a in arguments.items() if name != "constants"} | {"params": params, "state": state}
         if self.input == "params.direction":
             params = jaxnorm.WeightNormParams(arguments["x"], arguments["params"].scale)
             arguments = {name: a for name, a in arguments.items() if name != "x"} | {"params": params}
@@ -208,6 +211,58 @@ def _spectral(dtype: Any) -> Arguments:
     return {"x": data(dtype=dtype), "state": jaxnorm.SpectralStats(jnp.asarray([0.5, -0.3, 0.8], wide), jnp.asarray(7.0, wide))}
 
 
+def _lp(dtype: Any, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, **more)
+    state = arguments["state"]
+    return {**arguments, "state": jaxnorm.LpStats(state.mean, state.var)}
+
+
+def _mean_only(dtype: Any, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, **more)
+    return {**arguments, "state": jaxnorm.RunningMean(arguments["state"].mean)}
+
+
+def _gated(dtype: Any, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, **more)
+    gate = jnp.asarray([0.2, 0.9, 0.6], arguments["params"].bias.dtype)
+    return {**arguments, "params": jaxnorm.GatedParams(*arguments["params"], gate=gate)}
+
+
+def _switchable(dtype: Any, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, **more)
+    logits = jnp.asarray([0.2, -0.9, 0.6], arguments["params"].bias.dtype)
+    return {**arguments, "params": jaxnorm.SwitchableParams(*arguments["params"], mean_logits=logits, var_logits=logits[::-1])}
+
+
+def _evonorm_b(dtype: Any, v: bool = False, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, **more)
+    params = arguments["params"]
+    if v:
+        params = jaxnorm.EvoNormParams(*params, v=jnp.asarray([0.4, 1.5, 0.7], params.bias.dtype))
+    return {**arguments, "params": params, "state": jaxnorm.RunningVar(arguments["state"].var)}
+
+
+def _evonorm_b0(dtype: Any, **more: Any) -> Arguments:
+    return _evonorm_b(dtype, v=True, **more)
+
+
+def _evonorm_s0(dtype: Any, **more: Any) -> Arguments:
+    arguments = _layer_norm(dtype, **more)
+    v = jnp.asarray([0.4, 1.5, 0.7], arguments["params"].bias.dtype)
+    return {**arguments, "params": jaxnorm.EvoNormParams(*arguments["params"], v=v)}
+
+
+def _virtual(dtype: Any, **more: Any) -> Arguments:
+    arguments = _batch_norm(dtype, **more)
+    mean, var = arguments.pop("state")
+    return {**arguments, "reference": jaxnorm.Moments(mean, var, 0 * var + 20)}
+
+
+def _frozen(dtype: Any) -> Arguments:
+    arguments = _batch_norm(dtype)
+    return {"x": arguments["x"], "constants": (arguments["params"], arguments["state"])}
+
+
 def _cubic(z: Any) -> Any:
     """An activation for jax and NumPy, real and complex numbers alike, that has every derivative."""
     return z - z * z * z / 500
@@ -222,6 +277,7 @@ _TINY_EPSILON = {"epsilon": (0.0, 1e-12, 1e-10)}
 _SCALE_OFFSET = {"scale_offset": (0.0, 1.0, 2.0), **_EPSILON}
 _RESPONSE = {"k": (1.0, 2.0, 3.0), "alpha": (0.1, 0.5, 1.0), "beta": (0.0, 0.75, 1.0)}
 _MOMENTUM = {"momentum": (0.0, 0.7, 1.0), **_EPSILON}
+_MEAN_MOMENTUM = {"momentum": _MOMENTUM["momentum"]}
 _LIMITS = {"r_max": (1.0, 1.5, 3.0), "d_max": (0.0, 0.5, 2.0)}
 _RATES = np.array([0.1, 0.3, 0.8], np.float32).reshape(1, 1, 1, 3)
 
@@ -534,6 +590,196 @@ CASES = (
         batched=("x", "style", "where", "style_where"),
         takes_complex=True,
         temporaries=6,
+    ),
+    Case("batch_instance_norm-train", _gated, jaxnorm.batch_instance_norm, _MOMENTUM, {"train": True}, temporaries=5),
+    Case(
+        "batch_instance_norm-infer",
+        _gated,
+        jaxnorm.batch_instance_norm,
+        _MOMENTUM,
+        {"train": False},
+        idle=("momentum",),
+        temporaries=5,
+    ),
+    Case(
+        "batch_instance_norm-where",
+        lambda dtype: _gated(dtype, where=counted()),
+        jaxnorm.batch_instance_norm,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case("switchable_norm-train", _switchable, jaxnorm.switchable_norm, _MOMENTUM, {"train": True}, temporaries=5),
+    Case(
+        "switchable_norm-infer",
+        _switchable,
+        jaxnorm.switchable_norm,
+        _MOMENTUM,
+        {"train": False},
+        idle=("momentum",),
+        temporaries=5,
+    ),
+    Case(
+        "switchable_norm-where",
+        lambda dtype: _switchable(dtype, where=counted()),
+        jaxnorm.switchable_norm,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case(
+        "tracked_instance_norm-train",
+        _batch_norm,
+        jaxnorm.tracked_instance_norm,
+        _MOMENTUM,
+        {"train": True},
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case(
+        "tracked_instance_norm-infer",
+        _batch_norm,
+        jaxnorm.tracked_instance_norm,
+        _MOMENTUM,
+        {"train": False},
+        idle=("momentum",),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case(
+        "tracked_instance_norm-where",
+        lambda dtype: _batch_norm(dtype, where=counted()),
+        jaxnorm.tracked_instance_norm,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case("virtual_batch_norm", _virtual, jaxnorm.virtual_batch_norm, _EPSILON, takes_complex=True, temporaries=5),
+    Case(
+        "virtual_batch_norm-where",
+        lambda dtype: _virtual(dtype, where=counted()),
+        jaxnorm.virtual_batch_norm,
+        _EPSILON,
+        {},
+        ("x", "where"),
+        takes_complex=True,
+        temporaries=5,
+    ),
+    Case("frozen_batch_norm", _frozen, jaxnorm.frozen_batch_norm, _EPSILON, takes_complex=True),
+    Case(
+        "mean_only_batch_norm-train",
+        _mean_only,
+        jaxnorm.mean_only_batch_norm,
+        _MEAN_MOMENTUM,
+        {"train": True},
+        takes_complex=True,
+    ),
+    Case(
+        "mean_only_batch_norm-where",
+        lambda dtype: _mean_only(dtype, where=counted()),
+        jaxnorm.mean_only_batch_norm,
+        _MEAN_MOMENTUM,
+        {"train": True},
+        ("x", "where"),
+        takes_complex=True,
+    ),
+    Case(
+        "mean_only_batch_norm-infer",
+        _mean_only,
+        jaxnorm.mean_only_batch_norm,
+        _MEAN_MOMENTUM,
+        {"train": False},
+        idle=("momentum",),
+        takes_complex=True,
+    ),
+    Case("lp_batch_norm-train", _lp, jaxnorm.lp_batch_norm, _MOMENTUM, {"train": True, "p": 1}, temporaries=5),
+    Case(
+        "lp_batch_norm-where",
+        lambda dtype: _lp(dtype, where=counted()),
+        jaxnorm.lp_batch_norm,
+        _MOMENTUM,
+        {"train": True, "p": 2.6, "gaussian": True},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case(
+        "lp_batch_norm-largest",
+        _lp,
+        jaxnorm.lp_batch_norm,
+        _MOMENTUM,
+        {"train": True, "p": np.inf, "gaussian": True},
+        temporaries=5,
+    ),
+    Case(
+        "lp_batch_norm-infer", _lp, jaxnorm.lp_batch_norm, _MOMENTUM, {"train": False, "p": 3}, idle=("momentum",), temporaries=5
+    ),
+    Case(
+        "iterative_norm-train", _decorrelated, jaxnorm.iterative_norm, _MOMENTUM, {"train": True, "group_size": 3}, temporaries=6
+    ),
+    Case(
+        "iterative_norm-infer",
+        _decorrelated,
+        jaxnorm.iterative_norm,
+        _MOMENTUM,
+        {"train": False, "group_size": 3},
+        idle=("momentum",),
+        temporaries=6,
+    ),
+    Case(
+        "iterative_norm-where",
+        lambda dtype: _decorrelated(dtype, where=counted()),
+        jaxnorm.iterative_norm,
+        _MOMENTUM,
+        {"train": True, "group_size": 3, "iterations": 2, "unbiased": True},
+        ("x", "where"),
+        temporaries=6,
+    ),
+    Case("evonorm_b0-train", _evonorm_b0, jaxnorm.evonorm_b0, _MOMENTUM, {"train": True}, temporaries=5),
+    Case("evonorm_b0-infer", _evonorm_b0, jaxnorm.evonorm_b0, _MOMENTUM, {"train": False}, idle=("momentum",), temporaries=5),
+    Case(
+        "evonorm_b0-where",
+        lambda dtype: _evonorm_b0(dtype, where=counted()),
+        jaxnorm.evonorm_b0,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case("evonorm_b1-train", _evonorm_b, jaxnorm.evonorm_b1, _MOMENTUM, {"train": True}, temporaries=5),
+    Case("evonorm_b1-infer", _evonorm_b, jaxnorm.evonorm_b1, _MOMENTUM, {"train": False}, idle=("momentum",), temporaries=5),
+    Case("evonorm_b2-train", _evonorm_b, jaxnorm.evonorm_b2, _MOMENTUM, {"train": True}, temporaries=5),
+    Case(
+        "evonorm_b2-where",
+        lambda dtype: _evonorm_b(dtype, where=counted()),
+        jaxnorm.evonorm_b2,
+        _MOMENTUM,
+        {"train": True, "unbiased": True},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case("evonorm_s0", _evonorm_s0, jaxnorm.evonorm_s0, _EPSILON, {"num_groups": 3}, temporaries=5),
+    Case(
+        "evonorm_s0-where",
+        lambda dtype: _evonorm_s0(dtype, where=counted()),
+        jaxnorm.evonorm_s0,
+        _EPSILON,
+        {"num_groups": 1},
+        ("x", "where"),
+        temporaries=5,
+    ),
+    Case("evonorm_s1", _layer_norm, jaxnorm.evonorm_s1, _EPSILON, {"num_groups": 1}, temporaries=5),
+    Case(
+        "evonorm_s2-where",
+        lambda dtype: _layer_norm(dtype, where=counted()),
+        jaxnorm.evonorm_s2,
+        _EPSILON,
+        {"num_groups": None, "group_size": 1},
+        ("x", "where"),
+        temporaries=5,
     ),
     Case("weight_norm", _weight_norm, jaxnorm.weight_norm, _EPSILON, input="params.direction"),
     Case(

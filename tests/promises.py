@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 WITH_STATE = tuple(case for case in CASES if case.is_stateful)
 RANDOM = tuple(case for case in CASES if case.is_random)
 SYNCED = tuple(case for case in CASES if case.is_synced)
-DIFFERENTIABLE = ("params", "state", "kernel", "x", "residual", "style", "scale", "bias", "gain")
+DIFFERENTIABLE = ("params", "state", "kernel", "x", "residual", "style", "scale", "bias", "gain", "reference")
 
 
 def rows(cases: tuple[Case, ...], *marks: pytest.MarkDecorator) -> pytest.MarkDecorator:

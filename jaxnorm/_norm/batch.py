@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
-from jaxnorm._checks import Scalar, check_activation, check_residual
+from jaxnorm._checks import Scalar, check_activation, check_residual, check_scalar
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import Activation
 from jaxnorm._types import AffineParams, RunningStats, widened
@@ -144,6 +145,94 @@ def batch_norm(
     residual = check_residual(residual, call.x)
     check_activation(activation, call.x)
     return _batch_norm(call, residual, unbiased=bool(unbiased), activation=activation)
+
+
+def init_frozen_batch_norm(
+    num_features: int,
+    *,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    epsilon: float = 1e-5,
+    param_dtype: Any = jnp.float32,
+    dtype: Any = jnp.float32,
+) -> tuple[AffineParams, RunningStats]:
+    """Returns the constants of a frozen batch norm that is the identity.
+
+    `scale = 1`, `bias = 0`, `mean = 0`, `var = 1 - epsilon`.
+
+    Args:
+      num_features: number of channels, C.
+      use_scale: whether there is a scale.
+      use_bias: whether there is a bias.
+      epsilon: what `frozen_batch_norm` is told to add to the variance, from 0 to 1.
+      param_dtype: type of scale and bias.
+      dtype: type of the mean, complex for complex x; the variance's is real.
+
+    Returns:
+      `AffineParams(scale, bias)` and `RunningStats(mean, var)`, all of shape `[C]`; a part that is not used is None.
+
+    Raises:
+      ValueError: if num_features is below 1, or epsilon is not from 0 to 1.
+      TypeError: if num_features is no int, or if dtype is narrower than float32.
+
+    References:
+      Wu, Johnson, "Rethinking 'batch' in BatchNorm", 2021, https://arxiv.org/abs/2105.07576.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> params, state = jaxnorm.init_frozen_batch_norm(2)
+      >>> print(jaxnorm.frozen_batch_norm(params, state, jnp.array([[5.0, -3.0]])))
+      [[ 5. -3.]]
+    """
+    check_scalar("epsilon", epsilon, low=0, high=1)
+    params, state = init_batch_norm(num_features, use_scale=use_scale, use_bias=use_bias, param_dtype=param_dtype, dtype=dtype)
+    return params, state._replace(var=state.var - epsilon)
+
+
+def frozen_batch_norm(
+    params: AffineParams,
+    state: RunningStats,
+    x: jax.Array,
+    *,
+    epsilon: Scalar = 1e-5,
+    channel_axis: int | Sequence[int] = -1,
+    dtype: Any = None,
+) -> jax.Array:
+    """Normalizes every channel by statistics, scale and bias that are constants, as in detectors with pretrained batch norm.
+
+    Training and inference: `y = scale (x - mean) / sqrt(var + epsilon) + bias`, with the state's mean and variance.
+
+    No gradient flows but to x; no example depends on another. Where scale and bias are to be learned, use
+    `batch_norm(..., train=False)`. The epsilon is that of the network that the constants are from.
+
+    Args:
+      params: `AffineParams(scale, bias)`, each of shape `[C]` or None.
+      state: `RunningStats(mean, var)`, each of shape `[C]`, in float32 or wider.
+      x: array of real or complex numbers, `[..., C]` or with the channels on `channel_axis`.
+      epsilon: added to the variance, at least 0; a number or a traced scalar.
+      channel_axis: the axis of the channels, or several, as in `batch_norm`.
+      dtype: type of y, to which it is rounded once; None for that of x.
+
+    Returns:
+      y of x's shape.
+
+    Raises:
+      ValueError: as `batch_norm`.
+      TypeError: as `batch_norm`.
+
+    References:
+      Wu, Johnson, "Rethinking 'batch' in BatchNorm", 2021, https://arxiv.org/abs/2105.07576.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> params, state = jaxnorm.init_batch_norm(1)
+      >>> state = state._replace(mean=jnp.array([10.0]), var=jnp.array([4.0]))
+      >>> print(jaxnorm.frozen_batch_norm(params, state, jnp.array([[12.0], [6.0]]), epsilon=0.0).T)
+      [[ 1. -2.]]
+    """
+    params, state = lax.stop_gradient((params, state))
+    y, _ = batch_norm(params, state, x, train=False, epsilon=epsilon, channel_axis=channel_axis, dtype=dtype)
+    return y
 
 
 @functools.partial(jax.jit, static_argnames=("unbiased", "activation"))
