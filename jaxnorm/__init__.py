@@ -7,7 +7,6 @@ barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nes
 """
 
 from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
-from jaxnorm._moments import Moments
 from jaxnorm._norm.batch import (
     batch_norm,
     frozen_batch_norm,
@@ -96,6 +95,7 @@ from jaxnorm._types import (
     FilterResponseParams,
     GatedParams,
     LpStats,
+    Moments,
     RenormStats,
     RunningMean,
     RunningStats,

@@ -41,10 +41,10 @@ from jaxnorm._checks import (
     check_where,
     is_concrete,
 )
-from jaxnorm._moments import AxisName, Moments, before, moments
+from jaxnorm._moments import AxisName, before, moments
 from jaxnorm._normalize import inverse_deviation, rescale
 from jaxnorm._running import update_running
-from jaxnorm._types import AffineParams, real_dtype, wide_dtype
+from jaxnorm._types import AffineParams, Moments, real_dtype, wide_dtype
 
 _STATIC = {"static": True}
 

@@ -125,10 +125,15 @@ def _family(name: str, classes: dict[str, tuple[str, ...]]) -> Family:
     module = importlib.import_module(name)
     title, _, contents = (inspect.getdoc(module) or "").partition("\n")[0].removesuffix(".").partition(": ")
     public = [f for f, value in vars(module).items() if f in jaxnorm.__all__ and getattr(value, "__module__", "") == name]
-    layers = tuple(
-        _layer(f, public, classes) for f in public if not f.startswith("init_") and inspect.isfunction(vars(module)[f])
-    )
+    layers = tuple(_layer(f, public, classes) for f in public if _is_layer(f))
     return Family(title, contents, "/".join(name.split(".")[1:]) + ".py", layers)
+
+
+def _is_layer(function: str) -> bool:
+    """Whether a public function is a layer, as its docstring tells: it has a formula for a mode."""
+    value = getattr(jaxnorm, function)
+    paragraphs = (" ".join(paragraph.split()) for paragraph in (inspect.getdoc(value) or "").split("\n\n"))
+    return inspect.isfunction(value) and any(map(_MODE.match, paragraphs))
 
 
 def _layer(function: str, public: list[str], classes: dict[str, tuple[str, ...]]) -> Layer:
@@ -144,13 +149,24 @@ def _layer(function: str, public: list[str], classes: dict[str, tuple[str, ...]]
                 modes["Inference"] = "the same"
     references = next((p.removeprefix("References: ") for p in paragraphs if p.startswith("References: ")), "")
     return Layer(
-        functions=(function, *(init for init in public if init in (f"init_{function}", f"init_{function}_from_data"))),
+        functions=(function, *_helpers_of(function, public)),
         summary=re.split(r"(?<=\.)\s", paragraphs[0])[0],
         training=modes["Training"],
         inference=modes["Inference"],
         papers=tuple(Paper(*(part.strip(" ;") for part in found)) for found in _PAPER.findall(references)),
         classes=tuple(f"{package}.{found}" for package in _FLAX if (found := class_of(function, classes[package]))),
     )
+
+
+def _helpers_of(function: str, public: list[str]) -> tuple[str, ...]:
+    """Returns the public functions that make a layer's parameters and state, or another argument, whose docstring names it."""
+    made = (f"init_{function}", f"init_{function}_from_data")
+
+    def is_helper(other: str) -> bool:
+        first = (inspect.getdoc(getattr(jaxnorm, other)) or "").partition("\n")[0]
+        return inspect.isfunction(getattr(jaxnorm, other)) and not _is_layer(other) and f"`{function}`" in first
+
+    return tuple(other for other in public if other in made or (not other.startswith("init_") and is_helper(other)))
 
 
 def _classes(package: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +21,27 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._dropout.elementwise import NOISE_BITS
+from jaxnorm._norm.batch import frozen_batch_norm
+from jaxnorm._norm.deviation import lp_batch_norm, mean_only_batch_norm
+from jaxnorm._norm.evonorm import evonorm_b0, evonorm_b1, evonorm_b2, evonorm_s0, evonorm_s1, evonorm_s2
+from jaxnorm._norm.mixtures import batch_instance_norm, switchable_norm, tracked_instance_norm, virtual_batch_norm
 from jaxnorm._norm.modulation import dynamic_tanh
 from jaxnorm._norm.response import filter_response_norm
 from jaxnorm._norm.weights import spectral_norm, weight_norm
-from jaxnorm._norm.whitening import identity_covariance
+from jaxnorm._norm.whitening import identity_covariance, iterative_norm
 from jaxnorm._types import (
     AffineParams,
+    CovarianceStats,
     DynamicTanhParams,
+    EvoNormParams,
     FilterResponseParams,
+    GatedParams,
+    LpStats,
+    RunningMean,
+    RunningStats,
+    RunningVar,
     SpectralStats,
+    SwitchableParams,
     WeightNormParams,
     real_dtype,
     wide_dtype,
@@ -70,13 +83,13 @@ class Extra(NamedTuple):
     Attributes:
       name: its name among the function's parameters.
       start: gives its first value, from the module; None where the module goes without.
-      shared: whether it is one number, and none for each channel.
+      shape: its shape, where that is not the channels'.
       variable: its name as a variable of a module, where that is another.
     """
 
     name: str
     start: Callable[[Any], float | None] = lambda _: 1.0
-    shared: bool = False
+    shape: tuple[int, ...] | None = None
     variable: str = ""
 
 
@@ -87,7 +100,7 @@ def extra_variables(layer: Any, module: Any, shape: tuple[int, ...]) -> dict[str
         start = extra.start(module)
         if start is None:
             return None
-        own = () if extra.shared else shape
+        own = shape if extra.shape is None else extra.shape
         return extra.variable or extra.name, lambda *_: jnp.full(own, start, module.param_dtype)
 
     return {extra.name: made(extra) for extra in layer.extras}
@@ -117,6 +130,7 @@ class BatchFunction(NamedTuple):
       rows: gives the sizes of the parameters, and of the statistics, before those of the channels, from the module.
       params: the function's parameters: scale, bias, and the extras.
       extras: parameters besides scale and bias.
+      names: what modules call a statistic whose name a parameter has.
     """
 
     function: Callable[..., Any]
@@ -125,13 +139,17 @@ class BatchFunction(NamedTuple):
     rows: Callable[[Any], tuple[tuple[int, ...], tuple[int, ...]]] = lambda _: ((), ())
     params: Any = AffineParams
     extras: tuple[Extra, ...] = ()
+    names: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of the statistics as variables."""
+        return tuple(self.names.get(name, name) for name in self.state._fields)
 
     def new_statistics(self, module: Any, shape: tuple[int, ...], mean_dtype: Any) -> dict[str, Callable[[], jax.Array]]:
         """Returns what makes each statistic of a new module, by its name."""
         spread = functools.partial(self.new_spread, module, shape, real_dtype(mean_dtype))
-        return {
-            name: functools.partial(jnp.zeros, shape, mean_dtype) if name == "mean" else spread for name in self.state._fields
-        }
+        return {name: functools.partial(jnp.zeros, shape, mean_dtype) if name == "mean" else spread for name in self.statistics}
 
 
 FILTER_RESPONSE_NORM = SampleFunction(
@@ -139,10 +157,10 @@ FILTER_RESPONSE_NORM = SampleFunction(
     FilterResponseParams,
     (
         Extra("threshold", lambda module: 0.0 if module.use_threshold else None),
-        Extra("epsilon", lambda module: module.learned_epsilon, shared=True, variable="epsilon_offset"),
+        Extra("epsilon", lambda module: module.learned_epsilon, shape=(), variable="epsilon_offset"),
     ),
 )
-DYNAMIC_TANH = SampleFunction(dynamic_tanh, DynamicTanhParams, (Extra("alpha", lambda module: module.alpha_init, shared=True),))
+DYNAMIC_TANH = SampleFunction(dynamic_tanh, DynamicTanhParams, (Extra("alpha", lambda module: module.alpha_init, shape=()),))
 
 _OWN = (
     "params",
@@ -169,6 +187,26 @@ def options_of(function: Callable[..., Any], module: Any) -> dict[str, Any]:
 @functools.cache
 def _option_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(name for name in inspect.signature(function).parameters if name not in _OWN)
+
+
+BATCH_INSTANCE_NORM = BatchFunction(batch_instance_norm, RunningStats, params=GatedParams, extras=(Extra("gate"),))
+SWITCHABLE_NORM = BatchFunction(
+    switchable_norm,
+    RunningStats,
+    params=SwitchableParams,
+    extras=(Extra("mean_logits", shape=(3,)), Extra("var_logits", shape=(3,))),
+)
+TRACKED_INSTANCE_NORM = BatchFunction(tracked_instance_norm, RunningStats)
+MEAN_ONLY_BATCH_NORM = BatchFunction(mean_only_batch_norm, RunningMean)
+LP_BATCH_NORM = BatchFunction(lp_batch_norm, LpStats, names={"scale": "deviation"})
+ITERATIVE_NORM = BatchFunction(iterative_norm, CovarianceStats, uncorrelated)
+EVONORM_B0 = BatchFunction(evonorm_b0, RunningVar, params=EvoNormParams, extras=(Extra("v"),))
+EVONORM_B1 = BatchFunction(evonorm_b1, RunningVar)
+EVONORM_B2 = BatchFunction(evonorm_b2, RunningVar)
+EVONORM_S0 = SampleFunction(evonorm_s0, EvoNormParams, (Extra("v"),))
+EVONORM_S1 = SampleFunction(evonorm_s1)
+EVONORM_S2 = SampleFunction(evonorm_s2)
+VIRTUAL_BATCH_NORM = SampleFunction(virtual_batch_norm)
 
 
 def apply_batch_layer(
@@ -215,6 +253,14 @@ def _in_types_of_flax(params: Sequence[jax.Array | None], x: jax.Array, mask: An
         "dtype": output_dtype(dtype, x, *params),
         **({} if mask is None else {"where": _where(mask, x)}),
     }
+
+
+def apply_frozen_layer(
+    params: AffineParams, state: RunningStats, x: jax.Array, *, axis: int | Sequence[int], epsilon: Scalar, dtype: Any
+) -> jax.Array:
+    """Returns y of a frozen batch norm."""
+    options = _in_types_of_flax(params, x, None, dtype)
+    return frozen_batch_norm(params, state, epsilon=epsilon, channel_axis=axis, **options)
 
 
 def apply_weight_norm(

@@ -35,21 +35,13 @@ from jaxnorm._axes import (
     varying,
 )
 from jaxnorm._compiler import recomputed, unshared
-from jaxnorm._types import real_dtype, wide_dtype, widened
+from jaxnorm._types import Moments, real_dtype, wide_dtype, widened
 
 AxisName = Any
 """A name of a mapped axis, or a tuple of names."""
 
 _FAR = 4  # variances in the square of the distance from shift to mean: that costs 2 of the variance's 24 binary digits
 _TRIES = 4  # after a shift that tells nothing: around 0, around the mean, and around what that was rounded by, twice
-
-
-class Moments(NamedTuple):
-    """Mean, biased variance, and the number of elements they are of, `[C]` each, for every position that is not reduced."""
-
-    mean: jax.Array
-    var: jax.Array
-    n: jax.Array
 
 
 def moments(

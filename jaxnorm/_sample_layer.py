@@ -23,9 +23,9 @@ from jaxnorm._checks import (
     check_scalar,
     check_where,
 )
-from jaxnorm._moments import AxisName, MeanSquare, Moments, mean_square, moments
+from jaxnorm._moments import AxisName, MeanSquare, mean_square, moments
 from jaxnorm._normalize import inverse_deviation, rescale
-from jaxnorm._types import AffineParams
+from jaxnorm._types import AffineParams, Moments
 
 _STATIC = {"static": True}
 

@@ -85,6 +85,14 @@ class CovarianceStats(NamedTuple):
     cov: jax.Array
 
 
+class Moments(NamedTuple):
+    """Mean, biased variance, and the number of elements they are of, for all positions that are not reduced, as `[C]`."""
+
+    mean: jax.Array
+    var: jax.Array
+    n: jax.Array
+
+
 class RunningMean(NamedTuple):
     """Running mean of a normalization layer, `[C]`, in float32 or wider."""
 
@@ -120,7 +128,7 @@ _PARAMS = (
     SwitchableParams,
     WeightNormParams,
 )
-_STATES = (CovarianceStats, LpStats, RenormStats, RunningMean, RunningStats, RunningVar, SpectralStats)
+_STATES = (CovarianceStats, LpStats, Moments, RenormStats, RunningMean, RunningStats, RunningVar, SpectralStats)
 
 for _container in (*_PARAMS, *_STATES):
     # Exported programs that take or give these are written to files and read back.

@@ -219,7 +219,8 @@ def _lp(dtype: Any, **more: Any) -> Arguments:
 
 def _mean_only(dtype: Any, **more: Any) -> Arguments:
     arguments = _batch_norm(dtype, **more)
-    return {**arguments, "state": jaxnorm.RunningMean(arguments["state"].mean)}
+    params = arguments["params"]._replace(scale=None)
+    return {**arguments, "params": params, "state": jaxnorm.RunningMean(arguments["state"].mean)}
 
 
 def _gated(dtype: Any, **more: Any) -> Arguments:

@@ -1,5 +1,6 @@
 """Slow versions of the layers in NumPy and float64, written from the papers, without jax."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -218,8 +219,9 @@ def decorrelated_batch_norm(
     channel_axis: int = -1,
     where: ArrayLike | None = None,
     unbiased: bool = False,
+    root: Callable[[Array], Array] | None = None,
 ) -> Whitened:
-    """Algorithm 1 of Huang, Yang, Lang and Deng (2018), group after group, on vectors: ZCA by the eigenvectors."""
+    """Algorithm 1 of Huang, Yang, Lang and Deng (2018), group after group, on vectors: ZCA by eigenvectors, or another root."""
     x = np.moveaxis(wide(x), channel_axis, -1)
     rows = np.ones(x.shape[:-1], bool)
     if where is not None:
@@ -238,7 +240,8 @@ def decorrelated_batch_norm(
             new_mean[part] = momentum * new_mean[part] + (1 - momentum) * mean
             new_cov[group] = momentum * new_cov[group] + (1 - momentum) * cov * bessel
         values, directions = np.linalg.eigh(cov + epsilon * np.eye(group_size))
-        y[..., part] = (x[..., part] - mean) @ (directions / np.sqrt(values)) @ directions.T
+        w = (directions / np.sqrt(values)) @ directions.T if root is None else root(cov)
+        y[..., part] = (x[..., part] - mean) @ w
     if params[0] is not None:
         y = y * wide(params[0])
     if params[1] is not None:
@@ -551,6 +554,261 @@ def spectral_norm(
         new = matrix.T @ v / np.sqrt(((matrix.T @ v) ** 2).sum() + epsilon)
     found = v @ matrix @ new
     return Spectral(kernel / (found or 1.0), *((new, found) if train and found else (u, sigma)))
+
+
+class LpNormalized(NamedTuple):
+    y: Array
+    mean: Array
+    scale: Array
+
+
+def lp_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    p: float,
+    *,
+    train: bool,
+    gaussian: bool = False,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+) -> LpNormalized:
+    """Hoffer et al. (2018), section 4, channel after channel, with epsilon beside the square of the deviation."""
+    x = np.moveaxis(wide(x), channel_axis, -1)
+    counted = np.broadcast_to(True if where is None else np.asarray(where), x.shape)
+    y, new = np.empty_like(x), [np.array(wide(part)) for part in state]
+    for c in range(x.shape[-1]):
+        mean, deviation = (float(part[c]) for part in new)
+        if train:
+            some = x[..., c][counted[..., c]]
+            mean = some.mean()
+            distances = np.abs(some - mean)
+            deviation = distances.max() if p == np.inf else (distances**p).mean() ** (1 / p)
+            if gaussian and p == np.inf:
+                deviation *= (1 + np.sqrt(np.pi * np.log(4))) / 2 / np.sqrt(2 * np.log(len(some)))
+            elif gaussian:
+                deviation /= (2 ** (p / 2) * math.gamma((p + 1) / 2) / np.sqrt(np.pi)) ** (1 / p)
+            for part, own in zip(new, (mean, deviation), strict=True):
+                part[c] = momentum * part[c] + (1 - momentum) * own
+        y[..., c] = (x[..., c] - mean) / np.sqrt(deviation**2 + epsilon)
+        y[..., c] = y[..., c] if params[0] is None else y[..., c] * float(np.asarray(params[0])[c])
+        y[..., c] = y[..., c] if params[1] is None else y[..., c] + float(np.asarray(params[1])[c])
+    return LpNormalized(np.moveaxis(y, -1, channel_axis), *new)
+
+
+class Centered(NamedTuple):
+    y: Array
+    mean: Array
+
+
+def mean_only_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    momentum: float = 0.99,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+) -> Centered:
+    """Salimans and Kingma (2016), section 4: batch norm whose variance is 1."""
+    zero = np.zeros(np.shape(np.asarray(state[0])))
+    x = wide(x)
+    axes = reduced_axes(x.ndim, channel_axis)
+    kept = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+    mean = moments(x, axes, where)[0].reshape(kept) if train else wide(state[0])
+    y = batch_norm(params, (mean, zero), x, train=False, epsilon=1.0, channel_axis=channel_axis).y
+    return Centered(y, momentum * wide(state[0]) + (1 - momentum) * mean if train else mean)
+
+
+def batch_instance_norm(
+    params: tuple[ArrayLike | None, ...], state: tuple[ArrayLike, ArrayLike], x: ArrayLike, **options: Any
+) -> Normalized:
+    """Nam and Kim (2018), equation 4: a mixture of the two outputs; what nothing is known of takes the batch's statistics."""
+    *affine, gate = params
+    x, axis, where = wide(x), options.get("channel_axis", -1), options.get("where")
+    batch = batch_norm((None, None), state, x, **options)
+    positions = tuple(a for a in reduced_axes(x.ndim, axis) if a)
+    mean, var, n = moments(x, positions, where)
+    own = np.where(n > 0, (x - mean) / np.sqrt(var + options.get("epsilon", 1e-5)), batch.y)
+    rho = along_channels(gate, x, axis)
+    y = rho * batch.y + (1 - rho) * own
+    y = y if affine[0] is None else y * along_channels(affine[0], x, axis)
+    y = y if affine[1] is None else y + along_channels(affine[1], x, axis)
+    return Normalized(y, batch.mean, batch.var)
+
+
+def switchable_norm(
+    params: tuple[ArrayLike | None, ...], state: tuple[ArrayLike, ArrayLike], x: ArrayLike, *, train: bool, **options: Any
+) -> Normalized:
+    """Luo et al. (2019), equation 3, with biased variances; what nothing is known of takes the batch's statistics."""
+    scale, bias, *logits = params
+    x, axis, where = wide(x), options.get("channel_axis", -1), options.get("where")
+    new = batch_norm((None, None), state, x, train=train, **options)
+    axes = reduced_axes(x.ndim, axis)
+    positions, all_but_first = tuple(a for a in axes if a), tuple(range(1, x.ndim))
+    of_batch = moments(x, axes, where)[:2] if train else tuple(np.expand_dims(wide(part), axes) for part in state)
+    *of_instance, n = moments(x, positions, where)
+    of_instance = [np.where(n > 0, part, other) for part, other in zip(of_instance, of_batch, strict=True)]
+    *of_layer, n = moments(x, all_but_first, where)
+    of_layer = [np.where(n > 0, part, other) for part, other in zip(of_layer, of_batch, strict=True)]
+    mean, var = (
+        sum(w * part for w, part in zip(np.exp(wide(a)) / np.exp(wide(a)).sum(), parts, strict=True))
+        for a, parts in zip(logits, zip(of_instance, of_layer, of_batch, strict=True), strict=True)
+    )
+    y = (x - mean) / np.sqrt(var + options.get("epsilon", 1e-5))
+    y = y if scale is None else y * along_channels(scale, x, axis)
+    y = y if bias is None else y + along_channels(bias, x, axis)
+    return Normalized(y, new.mean, new.var)
+
+
+def tracked_instance_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    unbiased: bool = False,
+) -> Normalized:
+    """Instance norm, and batch norm in inference; what is averaged are plain means over the examples that count something."""
+    if not train:
+        return batch_norm(params, state, x, train=False, epsilon=epsilon, channel_axis=channel_axis)
+    x = wide(x)
+    positions = tuple(a for a in reduced_axes(x.ndim, channel_axis) if a)
+    mean, var, n = (np.squeeze(part, positions) for part in moments(x, positions, where))
+    n = np.broadcast_to(n, mean.shape)
+    var = var * n / np.maximum(n - 1, 1) if unbiased else var
+    new = [
+        momentum * wide(old) + (1 - momentum) * np.where(n > 0, part, 0).sum(0) / (n > 0).sum(0)
+        for old, part in zip(state, (mean, var), strict=True)
+    ]
+    return Normalized(instance_norm(params, x, epsilon=epsilon, channel_axis=channel_axis, where=where), *new)
+
+
+def virtual_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    x: ArrayLike,
+    reference: tuple[ArrayLike, ArrayLike, ArrayLike],
+    *,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Salimans et al. (2016), section 3.4, with sums of squares: as if the reference's elements were there once more."""
+    x = wide(x)
+    axes = reduced_axes(x.ndim, channel_axis)
+    positions = tuple(a for a in axes if a)
+    counted = np.broadcast_to(True if where is None else np.asarray(where), x.shape)
+    mean, var, n = (np.expand_dims(wide(part), axes) for part in reference)
+    total = n + counted.sum(positions, keepdims=True)
+    joined = (n * mean + np.where(counted, x, 0).sum(positions, keepdims=True)) / total
+    squares = n * (var + np.abs(mean) ** 2) + np.where(counted, np.abs(x) ** 2, 0).sum(positions, keepdims=True)
+    y = (x - joined) / np.sqrt(squares / total - np.abs(joined) ** 2 + epsilon)
+    y = y if params[0] is None else y * np.expand_dims(wide(params[0]), axes)
+    return y if params[1] is None else y + np.expand_dims(wide(params[1]), axes)
+
+
+def frozen_batch_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None], state: tuple[ArrayLike, ArrayLike], x: ArrayLike, **options: Any
+) -> Array:
+    """Batch norm in inference."""
+    return batch_norm(params, state, x, train=False, **options).y
+
+
+def iterative_norm(
+    params: tuple[ArrayLike | None, ArrayLike | None],
+    state: tuple[ArrayLike, ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    group_size: int,
+    iterations: int = 5,
+    epsilon: float = 1e-5,
+    **options: Any,
+) -> Whitened:
+    """Algorithm 1 of Huang, Zhou, Zhu, Liu and Shao (2019): by the eigenvalues, on each of which the iteration acts alone."""
+
+    def inverse_root(cov: Array) -> Array:
+        values, directions = np.linalg.eigh(cov + epsilon * np.eye(group_size))
+        ratio, p = values / values.sum(), np.ones(group_size)
+        for _ in range(iterations):
+            p = (3 * p - p**3 * ratio) / 2
+        return (directions * p) @ directions.T / np.sqrt(values.sum())
+
+    return decorrelated_batch_norm(params, state, x, train=train, group_size=group_size, root=inverse_root, **options)
+
+
+class EvoNormalized(NamedTuple):
+    y: Array
+    var: Array
+
+
+def evonorm_b(
+    kind: str,
+    params: tuple[ArrayLike | None, ...],
+    state: tuple[ArrayLike],
+    x: ArrayLike,
+    *,
+    train: bool,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    channel_axis: int = -1,
+    where: ArrayLike | None = None,
+    unbiased: bool = False,
+) -> EvoNormalized:
+    """Liu et al. (2020), table 2, and appendix A for B1 and B2; an x that neither counts nor is finite is 0."""
+    scale, bias, *v = params
+    x = wide(x)
+    axes = reduced_axes(x.ndim, channel_axis)
+    _, var, n = moments(x, axes, where)
+    new = wide(state[0])
+    if train:
+        used = np.squeeze(var * n / np.maximum(n - 1, 1) if unbiased else var, axes)
+        new = momentum * new + (1 - momentum) * used
+    else:
+        var = np.expand_dims(new, axes)
+    mean, own, _ = moments(x, tuple(a for a in axes if a), where)
+    deviation, size = np.sqrt(own + epsilon), np.sqrt(own + mean**2 + epsilon)
+    if kind == "b0":
+        other = along_channels(v[0], x, channel_axis) * x + deviation
+    else:
+        other = (x + 1) * size if kind == "b1" else size - x
+    y = x / np.maximum(np.sqrt(var + epsilon), other)
+    y = y if scale is None else y * along_channels(scale, x, channel_axis)
+    return EvoNormalized(y if bias is None else y + along_channels(bias, x, channel_axis), new)
+
+
+def evonorm_s(
+    kind: str,
+    params: tuple[ArrayLike | None, ...],
+    x: ArrayLike,
+    num_groups: int | None = None,
+    *,
+    group_size: int | None = None,
+    epsilon: float = 1e-5,
+    where: ArrayLike | None = None,
+) -> Array:
+    """Liu et al. (2020), table 2, and appendix A for S1 and S2, group after group; of nothing counted, the bias."""
+    scale, bias, *v = params
+    x = wide(x)
+    size = x.shape[-1] // num_groups if num_groups else group_size
+    counted = np.broadcast_to(True if where is None else np.asarray(where), x.shape)
+    y = np.empty_like(x)
+    for first in range(0, x.shape[-1], size):
+        part = slice(first, first + size)
+        own = x[..., part]
+        mean, var, n = moments(own, tuple(range(1, x.ndim)), counted[..., part])
+        square = np.where(n > 0, var + (mean**2 if kind == "s2" else 0), np.inf)
+        gate = own * wide(v[0])[part] if v else own
+        y[..., part] = own / (1 + np.exp(-gate)) / np.sqrt(square + epsilon)
+    y = y if scale is None else y * wide(scale)
+    return y if bias is None else y + wide(bias)
 
 
 def batch_norm_gradient(

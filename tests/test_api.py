@@ -21,7 +21,8 @@ README = PACKAGE.parent / "README.md"
 FAMILIES = functions.families()
 DESCRIBED = {layer.functions[0]: layer for family in FAMILIES for layer in family.layers}
 NAMES = [name for name in jaxnorm.__all__ if inspect.isfunction(getattr(jaxnorm, name))]
-LAYERS = [name for name in NAMES if not name.startswith("init_")]
+TOOLS = ("reference_moments",)  # which make an argument of a layer
+LAYERS = [name for name in NAMES if not name.startswith("init_") and name not in TOOLS]
 CONTAINERS = [name for name in jaxnorm.__all__ if name not in NAMES]
 AMOUNTS = ("rate", "beta")
 ORDER = ("key", "params", "state", "kernel", "x", *AMOUNTS)
@@ -139,7 +140,7 @@ def test_options_are_keyword_only_and_positions_have_no_defaults(name: str) -> N
 def test_train_is_required_wherever_it_is(name: str) -> None:
     train = [p for p in parameters(name) if p.name == "train"]
     assert all(p.default is inspect.Parameter.empty and p.kind is inspect.Parameter.KEYWORD_ONLY for p in train)
-    stateful = any(p.name == "state" for p in parameters(name))
+    stateful = any(p.name == "state" for p in parameters(name)) and name != "frozen_batch_norm"  # whose state never changes
     assert bool(train) == stateful
 
 

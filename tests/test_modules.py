@@ -51,10 +51,15 @@ def test_packages_export_their_classes(package, base):
     batch = ["BatchNorm", "BatchRenorm", "DecorrelatedBatchNorm", "GhostBatchNorm"]
     kinds = ["ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm"]
     sample = ["GatedRMSNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+    between = ["BatchInstanceNorm", "FrozenBatchNorm", "SwitchableNorm", "TrackedInstanceNorm", "VirtualBatchNorm"]
+    deviations = ["IterativeNorm", "LpBatchNorm", "MeanOnlyBatchNorm"]
+    evonorm = [f"EvoNorm{kind}" for kind in ("B0", "B1", "B2", "S0", "S1", "S2")]
     response = ["FilterResponseNorm", "GlobalResponseNorm", "LocalResponseNorm"]
     weights = ["SpectralNorm", "WeightNorm"]
     others = ["CosineNorm", "DynamicTanh", "LayerScale", "ScaleNorm", "UnitNorm"]
-    assert sorted(package.__all__) == sorted([*batch, *kinds, *sample, *response, *weights, *others, *NOISES])
+    assert sorted(package.__all__) == sorted(
+        [*batch, *kinds, *between, *deviations, *evonorm, *sample, *response, *weights, *others, *NOISES]
+    )
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 
 

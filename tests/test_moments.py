@@ -14,9 +14,9 @@ from jax import export
 from numpy.testing import assert_allclose, assert_array_equal
 from promises import assert_higher_derivatives
 
-from jaxnorm._moments import Moments, combine_moments, moments, to_average
+from jaxnorm._moments import combine_moments, moments, to_average
 from jaxnorm._running import update_running
-from jaxnorm._types import RunningStats, real_dtype, wide_dtype
+from jaxnorm._types import Moments, RunningStats, real_dtype, wide_dtype
 
 
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2), (0, 1, 2, 3), (3,), ()], ids=str)

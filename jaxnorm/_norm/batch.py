@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
-from jaxnorm._checks import Scalar, check_activation, check_residual, check_scalar
+from jaxnorm._batch_layer import BatchCall, checked_call, init_affine, init_batch_layer
+from jaxnorm._checks import Scalar, check_activation, check_residual, check_scalar, check_sizes, check_stats_dtype
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import Activation
-from jaxnorm._types import AffineParams, RunningStats, widened
+from jaxnorm._types import AffineParams, RunningStats, real_dtype, widened
 
 
 def init_batch_norm(
@@ -148,11 +148,11 @@ def batch_norm(
 
 
 def init_frozen_batch_norm(
-    num_features: int,
+    num_features: int | Sequence[int],
     *,
     use_scale: bool = True,
     use_bias: bool = True,
-    epsilon: float = 1e-5,
+    epsilon: Scalar = 1e-5,
     param_dtype: Any = jnp.float32,
     dtype: Any = jnp.float32,
 ) -> tuple[AffineParams, RunningStats]:
@@ -161,7 +161,7 @@ def init_frozen_batch_norm(
     `scale = 1`, `bias = 0`, `mean = 0`, `var = 1 - epsilon`.
 
     Args:
-      num_features: number of channels, C.
+      num_features: number of channels, C, or sizes of several channel axes in ascending order of the axes.
       use_scale: whether there is a scale.
       use_bias: whether there is a bias.
       epsilon: what `frozen_batch_norm` is told to add to the variance, from 0 to 1.
@@ -185,8 +185,10 @@ def init_frozen_batch_norm(
       [[ 5. -3.]]
     """
     check_scalar("epsilon", epsilon, low=0, high=1)
-    params, state = init_batch_norm(num_features, use_scale=use_scale, use_bias=use_bias, param_dtype=param_dtype, dtype=dtype)
-    return params, state._replace(var=state.var - epsilon)
+    shape, dtype = check_sizes("num_features", num_features), check_stats_dtype("dtype", dtype)
+    var = 1 - jnp.asarray(epsilon, real_dtype(dtype))
+    state = RunningStats(mean=jnp.zeros(shape, dtype), var=jnp.broadcast_to(var, shape))
+    return init_affine(shape, use_scale, use_bias, param_dtype), state
 
 
 def frozen_batch_norm(

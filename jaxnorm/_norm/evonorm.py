@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_dtype, check_groups, check_size
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Moments, combine_moments, from_devices, moments, pool_groups, to_average
+from jaxnorm._moments import AxisName, combine_moments, from_devices, moments, pool_groups, to_average
 from jaxnorm._normalize import elementwise
 from jaxnorm._sample_layer import SampleCall, checked_channel_call
-from jaxnorm._types import AffineParams, EvoNormParams, RunningVar, widened
+from jaxnorm._types import AffineParams, EvoNormParams, Moments, RunningVar, widened
 
 
 def init_evonorm_b0(
@@ -71,7 +71,7 @@ def evonorm_b0(
     unbiased: bool = False,
     dtype: Any = None,
 ) -> tuple[jax.Array, RunningVar]:
-    """Normalizes and activates in one: x is divided by the larger of the batch's deviation and `v x` plus the example's own one.
+    """Normalizes and activates in one: x is divided by the larger of the batch's deviation and `v x` plus the example's.
 
     Training: `y = scale x / max(sqrt(var + epsilon), v x + sqrt(own_var + epsilon)) + bias`, where var is the variance of the
     channel in the batch, and own_var that of the channel in its example; and `state <- momentum state + (1 - momentum) var`.

@@ -18,9 +18,9 @@ from jaxnorm._axes import explicit_sharding, is_known, match_sharding, merge_axe
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_size
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Moments, combine_moments, from_devices, membership, moments, place_among, to_average
+from jaxnorm._moments import AxisName, combine_moments, from_devices, membership, moments, place_among, to_average
 from jaxnorm._running import update_running
-from jaxnorm._types import AffineParams, RunningStats, real_dtype, wide_dtype, widened
+from jaxnorm._types import AffineParams, Moments, RunningStats, real_dtype, wide_dtype, widened
 
 
 def init_ghost_batch_norm(

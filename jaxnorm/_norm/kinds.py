@@ -15,8 +15,8 @@ from jaxnorm._axes import is_known, sharding_along
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_affine, check_kinds, check_size, check_type
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Moments, before, combine_moments, from_devices, moments, place_among, select, to_average
-from jaxnorm._types import AffineParams, RunningStats, widened
+from jaxnorm._moments import AxisName, before, combine_moments, from_devices, moments, place_among, select, to_average
+from jaxnorm._types import AffineParams, Moments, RunningStats, widened
 
 _NONE = AffineParams(None, None)
 

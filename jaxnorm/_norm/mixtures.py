@@ -27,18 +27,18 @@ from jaxnorm._checks import (
     check_where,
 )
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import (
-    AxisName,
-    Mean,
-    Moments,
-    combine_mean,
-    combine_moments,
-    from_devices,
-    moments,
-    to_average,
-)
+from jaxnorm._moments import AxisName, Mean, combine_mean, combine_moments, from_devices, moments, to_average
 from jaxnorm._normalize import inverse_deviation, rescale
-from jaxnorm._types import AffineParams, GatedParams, RunningStats, SwitchableParams, real_dtype, wide_dtype, widened
+from jaxnorm._types import (
+    AffineParams,
+    GatedParams,
+    Moments,
+    RunningStats,
+    SwitchableParams,
+    real_dtype,
+    wide_dtype,
+    widened,
+)
 
 
 def init_batch_instance_norm(
@@ -616,9 +616,11 @@ def _switchable_norm(call: BatchCall, *, unbiased: bool) -> tuple[jax.Array, Run
         layer = combine_moments(jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), own))
         of_means, of_vars = (jax.nn.softmax(logits.astype(own.var.dtype)) for logits in call.params[2:])
 
-        def mixed(weights: jax.Array, instance: jax.Array, layer: jax.Array, batch: jax.Array) -> jax.Array:
-            layer = match_sharding(jnp.broadcast_to(layer[:, None], instance.shape), instance)
-            return weights[0] * instance + weights[1] * layer + weights[2] * batch
+        def mixed(weights: jax.Array, instance: jax.Array, of_layer: jax.Array, batch: jax.Array) -> jax.Array:
+            of_layer = match_sharding(jnp.broadcast_to(of_layer[:, None], instance.shape), instance)
+            if call.where is not None:
+                of_layer = jnp.where(layer.n[:, None] > 0, of_layer, batch)
+            return weights[0] * instance + weights[1] * of_layer + weights[2] * batch
 
         mean, var = mixed(of_means, own.mean, layer.mean, batch.mean), mixed(of_vars, own.var, layer.var, batch.var)
         return call.normalize(mean, var, axes=_positions(call), feature_axes=call.channels, wide=wide)

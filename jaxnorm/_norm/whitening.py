@@ -218,7 +218,7 @@ def iterative_norm(
     unbiased: bool = False,
     dtype: Any = None,
 ) -> tuple[jax.Array, CovarianceStats]:
-    """Whitens groups of channels by a few steps of Newton's iteration towards the root of their covariance, without eigenvalues.
+    """Whitens groups of channels by a few steps of Newton's iteration towards the inverse root of their covariance.
 
     Training: `y = scale W (x - mean) + bias` in each group of channels, where `mean = sum(x) / n` and
     `cov = sum((x - mean) (x - mean)^T) / n` are the batch's, and W is made of `S = cov + epsilon I`: from `Y = S / tr(S)` and

@@ -201,6 +201,24 @@ def _spectral_norm(x: jax.ShapeDtypeStruct) -> Layer:
     return Layer(lambda key, params, state, x: jaxnorm.spectral_norm(state, x, train=True), state=state)
 
 
+def _virtual(x: jax.ShapeDtypeStruct) -> Layer:
+    reference = jaxnorm.reference_moments(jax.random.normal(jax.random.key(1), (2, *x.shape[1:])))
+    params = jaxnorm.init_virtual_batch_norm(x.shape[-1])
+    return Layer(lambda key, params, state, x: (jaxnorm.virtual_batch_norm(params, x, state), state), params, reference)
+
+
+def _frozen(x: jax.ShapeDtypeStruct) -> Layer:
+    params, state = jaxnorm.init_frozen_batch_norm(x.shape[-1])
+    return Layer(lambda key, params, state, x: (jaxnorm.frozen_batch_norm(params, state, x), state), params, state)
+
+
+def _mean_only(x: jax.ShapeDtypeStruct) -> Layer:
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return jaxnorm.mean_only_batch_norm(params, state, x, train=True, momentum=MOMENTUM)
+
+    return Layer(apply, *jaxnorm.init_mean_only_batch_norm(x.shape[-1]))
+
+
 def scaled(_: jax.ShapeDtypeStruct) -> Layer:
     """Returns the plain pass, `x * c`."""
     return Layer(lambda key, params, state, x: (x * state.astype(x.dtype), state), state=jax.numpy.float32(1.1))
@@ -222,6 +240,16 @@ def _linen_norm_relu(x: jax.ShapeDtypeStruct) -> Layer:
 
 def _linen_dropout(x: jax.ShapeDtypeStruct) -> Layer:
     return linen.dropout(x, module=jaxnorm.linen.Dropout)
+
+
+def _batch(name: str, **options: Any) -> dict[str, Builder]:
+    """Returns our builder of a layer with statistics of the batch, by its name."""
+    return {"jaxnorm": norm(getattr(jaxnorm, name), getattr(jaxnorm, f"init_{name}"), **options)}
+
+
+def _evonorm_s(kind: str) -> dict[str, Builder]:
+    function, init = (getattr(jaxnorm, f"{part}evonorm_{kind}") for part in ("", "init_"))
+    return {"jaxnorm": sample_norm(function, init, num_groups=GROUPS)}
 
 
 _PASS = "plain pass"
@@ -293,6 +321,9 @@ ROWS = (
     Row("gated_rms_norm", "Gated RMS norm", _TRAINING, {"jaxnorm": _gated}, _TOKENS, passes=10, quick=False),
     Row("group_norm", "Group norm", _TRAINING, {"jaxnorm": group_norm}, _IMAGES, passes=8, headline=True),
     Row("instance_norm", "Instance norm", _TRAINING, {"jaxnorm": instance_norm}, _MAPS, passes=8),
+    Row("evonorm_s0", "EvoNorm-S0", _TRAINING, _evonorm_s("s0"), _MAPS, passes=8, quick=False),
+    Row("evonorm_s1", "EvoNorm-S1", _TRAINING, _evonorm_s("s1"), _MAPS, passes=8, quick=False),
+    Row("evonorm_s2", "EvoNorm-S2", _TRAINING, _evonorm_s("s2"), _MAPS, passes=8, quick=False),
     Row("filter_response_norm", "Filter response norm", _TRAINING, _FILTER_RESPONSE, _MAPS, passes=8, quick=False),
     Row("global_response_norm", "Global response norm", _TRAINING, _GLOBAL_RESPONSE, _MAPS, passes=8, quick=False),
     Row("local_response_norm", "Local response norm", _TRAINING, {"jaxnorm": _without_parameters(jaxnorm.local_response_norm)},
@@ -317,6 +348,18 @@ ROWS = (
     Row("domain_batch_norm", "Domain-specific batch norm", _TRAINING, _DOMAIN, _IMAGES, passes=8, quick=False),
     Row("split_batch_norm", "Split batch norm", _TRAINING, _SPLIT, _IMAGES, passes=8, quick=False),
     Row("ghost_batch_norm", "Ghost batch norm", _TRAINING, _GHOST, _IMAGES, passes=8, quick=False),
+    Row("evonorm_b0", "EvoNorm-B0", _TRAINING, _batch("evonorm_b0"), _MAPS, passes=8, quick=False),
+    Row("evonorm_b1", "EvoNorm-B1", _TRAINING, _batch("evonorm_b1"), _MAPS, passes=8, quick=False),
+    Row("evonorm_b2", "EvoNorm-B2", _TRAINING, _batch("evonorm_b2"), _MAPS, passes=8, quick=False),
+    Row("batch_instance_norm", "Batch-instance norm", _TRAINING, _batch("batch_instance_norm"), _MAPS, passes=8, quick=False),
+    Row("switchable_norm", "Switchable norm", _TRAINING, _batch("switchable_norm"), _MAPS, passes=8, quick=False),
+    Row("tracked_instance_norm", "Tracked instance norm", _TRAINING, _batch("tracked_instance_norm"), _MAPS, passes=8,
+        quick=False),
+    Row("virtual_batch_norm", "Virtual batch norm", _TRAINING, {"jaxnorm": _virtual}, _MAPS, passes=8, quick=False),
+    Row("frozen_batch_norm", "Frozen batch norm", _TRAINING, {"jaxnorm": _frozen}, _IMAGES, passes=4, quick=False),
+    Row("mean_only_batch_norm", "Mean-only batch norm", _TRAINING, {"jaxnorm": _mean_only}, _IMAGES, passes=6, quick=False),
+    Row("lp_batch_norm", "L1 batch norm", _TRAINING, _batch("lp_batch_norm", p=1), _IMAGES, passes=8, quick=False),
+    Row("iterative_norm", "IterNorm", _TRAINING, _batch("iterative_norm"), _IMAGES, passes=8, quick=False),
     Row("decorrelated_batch_norm", "Decorrelated batch norm", _TRAINING, _DECORRELATED, _IMAGES, passes=8),
     Row("sync_batch_norm", "Batch norm on 8 devices", _TRAINING, _SYNC_NORM, _IMAGES, devices=(8,), passes=8),
     Row("transformer", "Transformer with dropout", _TRANSFORMER, _BITS | {"jaxnorm.linen": _linen_dropout}, _TEXT, _F32,

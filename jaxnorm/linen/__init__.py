@@ -1,5 +1,6 @@
 """Norms and dropout as `flax.linen` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
+from jaxnorm.linen.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.linen.batch_norm import BatchNorm
 from jaxnorm.linen.batch_renorm import BatchRenorm
 from jaxnorm.linen.conditional_batch_norm import ConditionalBatchNorm
@@ -8,23 +9,37 @@ from jaxnorm.linen.decorrelated_batch_norm import DecorrelatedBatchNorm
 from jaxnorm.linen.domain_batch_norm import DomainBatchNorm
 from jaxnorm.linen.dropout import Dropout, GaussianDropout, UniformDropout
 from jaxnorm.linen.dynamic_tanh import DynamicTanh
+from jaxnorm.linen.evonorm_b0 import EvoNormB0
+from jaxnorm.linen.evonorm_b1 import EvoNormB1
+from jaxnorm.linen.evonorm_b2 import EvoNormB2
+from jaxnorm.linen.evonorm_s0 import EvoNormS0
+from jaxnorm.linen.evonorm_s1 import EvoNormS1
+from jaxnorm.linen.evonorm_s2 import EvoNormS2
 from jaxnorm.linen.filter_response_norm import FilterResponseNorm
+from jaxnorm.linen.frozen_batch_norm import FrozenBatchNorm
 from jaxnorm.linen.gated_rms_norm import GatedRMSNorm
 from jaxnorm.linen.ghost_batch_norm import GhostBatchNorm
 from jaxnorm.linen.global_response_norm import GlobalResponseNorm
 from jaxnorm.linen.group_norm import GroupNorm
 from jaxnorm.linen.instance_norm import InstanceNorm
+from jaxnorm.linen.iterative_norm import IterativeNorm
 from jaxnorm.linen.layer_norm import LayerNorm
 from jaxnorm.linen.layer_scale import LayerScale
 from jaxnorm.linen.local_response_norm import LocalResponseNorm
+from jaxnorm.linen.lp_batch_norm import LpBatchNorm
+from jaxnorm.linen.mean_only_batch_norm import MeanOnlyBatchNorm
 from jaxnorm.linen.rms_norm import RMSNorm
 from jaxnorm.linen.scale_norm import ScaleNorm
 from jaxnorm.linen.spectral_norm import SpectralNorm
 from jaxnorm.linen.split_batch_norm import SplitBatchNorm
+from jaxnorm.linen.switchable_norm import SwitchableNorm
+from jaxnorm.linen.tracked_instance_norm import TrackedInstanceNorm
 from jaxnorm.linen.unit_norm import UnitNorm
+from jaxnorm.linen.virtual_batch_norm import VirtualBatchNorm
 from jaxnorm.linen.weight_norm import WeightNorm
 
 __all__ = [
+    "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
     "ConditionalBatchNorm",
@@ -33,21 +48,34 @@ __all__ = [
     "DomainBatchNorm",
     "Dropout",
     "DynamicTanh",
+    "EvoNormB0",
+    "EvoNormB1",
+    "EvoNormB2",
+    "EvoNormS0",
+    "EvoNormS1",
+    "EvoNormS2",
     "FilterResponseNorm",
+    "FrozenBatchNorm",
     "GatedRMSNorm",
     "GaussianDropout",
     "GhostBatchNorm",
     "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm",
+    "IterativeNorm",
     "LayerNorm",
     "LayerScale",
     "LocalResponseNorm",
+    "LpBatchNorm",
+    "MeanOnlyBatchNorm",
     "RMSNorm",
     "ScaleNorm",
     "SpectralNorm",
     "SplitBatchNorm",
+    "SwitchableNorm",
+    "TrackedInstanceNorm",
     "UniformDropout",
     "UnitNorm",
+    "VirtualBatchNorm",
     "WeightNorm",
 ]

@@ -24,4 +24,6 @@ def layer_params(module: Any, layer: BatchFunction | SampleFunction, shape: tupl
 def options_here(function: Callable[..., Any], module: Any) -> dict[str, Any]:
     """Returns the options of a norm's function that the module has as fields; in initialization no mapped axis is bound."""
     options = options_of(function, module)
-    return options | {"axis_name": None, "axis_index_groups": None} if module.is_initializing() else options
+    if not module.is_initializing():
+        return options
+    return {name: None if name in ("axis_name", "axis_index_groups") else value for name, value in options.items()}

@@ -42,6 +42,11 @@ class SampleLayer(nn.Module):
           ValueError: if a field or the mask does not fit; if axis_name is not bound where the module is applied.
           TypeError: if x does not hold floating point numbers.
         """
+        return self._run(x, mask)
+
+    @nn.nowrap
+    def _run(self, x: jax.Array, mask: jax.Array | None, **then: Any) -> jax.Array:
+        """Calls the function with the parameters, the options that it knows by name, and `then`."""
         params = layer_params(self, self.layer, feature_shape(x, self.channel_axis, "channel_axis"))
-        options = {"channel_axis": self.channel_axis, **options_here(self.layer.function, self)}
+        options = {"channel_axis": self.channel_axis, **options_here(self.layer.function, self), **then}
         return apply_sample_layer(self.layer.function, params, x, mask=mask, dtype=self.dtype, **options)

@@ -1,5 +1,6 @@
 """Norms and dropout as `flax.nnx` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
+from jaxnorm.nnx.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.batch_renorm import BatchRenorm
 from jaxnorm.nnx.conditional_batch_norm import ConditionalBatchNorm
@@ -8,23 +9,37 @@ from jaxnorm.nnx.decorrelated_batch_norm import DecorrelatedBatchNorm
 from jaxnorm.nnx.domain_batch_norm import DomainBatchNorm
 from jaxnorm.nnx.dropout import Dropout, GaussianDropout, UniformDropout
 from jaxnorm.nnx.dynamic_tanh import DynamicTanh
+from jaxnorm.nnx.evonorm_b0 import EvoNormB0
+from jaxnorm.nnx.evonorm_b1 import EvoNormB1
+from jaxnorm.nnx.evonorm_b2 import EvoNormB2
+from jaxnorm.nnx.evonorm_s0 import EvoNormS0
+from jaxnorm.nnx.evonorm_s1 import EvoNormS1
+from jaxnorm.nnx.evonorm_s2 import EvoNormS2
 from jaxnorm.nnx.filter_response_norm import FilterResponseNorm
+from jaxnorm.nnx.frozen_batch_norm import FrozenBatchNorm
 from jaxnorm.nnx.gated_rms_norm import GatedRMSNorm
 from jaxnorm.nnx.ghost_batch_norm import GhostBatchNorm
 from jaxnorm.nnx.global_response_norm import GlobalResponseNorm
 from jaxnorm.nnx.group_norm import GroupNorm
 from jaxnorm.nnx.instance_norm import InstanceNorm
+from jaxnorm.nnx.iterative_norm import IterativeNorm
 from jaxnorm.nnx.layer_norm import LayerNorm
 from jaxnorm.nnx.layer_scale import LayerScale
 from jaxnorm.nnx.local_response_norm import LocalResponseNorm
+from jaxnorm.nnx.lp_batch_norm import LpBatchNorm
+from jaxnorm.nnx.mean_only_batch_norm import MeanOnlyBatchNorm
 from jaxnorm.nnx.rms_norm import RMSNorm
 from jaxnorm.nnx.scale_norm import ScaleNorm
 from jaxnorm.nnx.spectral_norm import SpectralNorm
 from jaxnorm.nnx.split_batch_norm import SplitBatchNorm
+from jaxnorm.nnx.switchable_norm import SwitchableNorm
+from jaxnorm.nnx.tracked_instance_norm import TrackedInstanceNorm
 from jaxnorm.nnx.unit_norm import UnitNorm
+from jaxnorm.nnx.virtual_batch_norm import VirtualBatchNorm
 from jaxnorm.nnx.weight_norm import WeightNorm
 
 __all__ = [
+    "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
     "ConditionalBatchNorm",
@@ -33,21 +48,34 @@ __all__ = [
     "DomainBatchNorm",
     "Dropout",
     "DynamicTanh",
+    "EvoNormB0",
+    "EvoNormB1",
+    "EvoNormB2",
+    "EvoNormS0",
+    "EvoNormS1",
+    "EvoNormS2",
     "FilterResponseNorm",
+    "FrozenBatchNorm",
     "GatedRMSNorm",
     "GaussianDropout",
     "GhostBatchNorm",
     "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm",
+    "IterativeNorm",
     "LayerNorm",
     "LayerScale",
     "LocalResponseNorm",
+    "LpBatchNorm",
+    "MeanOnlyBatchNorm",
     "RMSNorm",
     "ScaleNorm",
     "SpectralNorm",
     "SplitBatchNorm",
+    "SwitchableNorm",
+    "TrackedInstanceNorm",
     "UniformDropout",
     "UnitNorm",
+    "VirtualBatchNorm",
     "WeightNorm",
 ]

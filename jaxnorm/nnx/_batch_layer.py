@@ -107,7 +107,7 @@ class BatchLayer(AffineLayer):
 
     def _run(self, x: jax.Array, use_running_average: bool | jax.Array | None, mask: jax.Array | None, **then: Any) -> jax.Array:
         """Calls the function with the variables, the attributes that it knows by name, and `then`."""
-        kept = [getattr(self, name) for name in self.layer.state._fields]
+        kept = [getattr(self, name) for name in self.layer.statistics]
         y, stats = apply_batch_layer(
             self.layer,
             self.params,

@@ -85,5 +85,9 @@ class SampleLayer(AffineLayer):
             axis_name is not bound where the module is called.
           TypeError: if x does not hold floating point numbers.
         """
-        options = {"channel_axis": self.channel_axis, **options_of(self.layer.function, self)}
+        return self._run(x, mask)
+
+    def _run(self, x: jax.Array, mask: jax.Array | None, **then: Any) -> jax.Array:
+        """Calls the function with the parameters, the options that it knows by name, and `then`."""
+        options = {"channel_axis": self.channel_axis, **options_of(self.layer.function, self), **then}
         return apply_sample_layer(self.layer.function, self.params, x, mask=mask, dtype=self.dtype, **options)

@@ -15,28 +15,42 @@ from jaxnorm.benchmarks._measure import Program, Rounds, interleave
 from jaxnorm.benchmarks._rows import ROWS, Case, Kind, Row, Sizes, cases, chosen_rows, describe_row, noise, row_named
 
 FUNCTIONS = [name for name in jaxnorm.__all__ if not inspect.isclass(getattr(jaxnorm, name))]
-LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "weight_scaled")]
+LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "reference_moments", "weight_scaled")]
 FLAX_LACKS = (
     "adaptive_instance_norm",
+    "batch_instance_norm",
     "batch_renorm",
     "conditional_batch_norm",
     "cosine_norm",
     "decorrelated_batch_norm",
     "domain_batch_norm",
     "dynamic_tanh",
+    "evonorm_b0",
+    "evonorm_b1",
+    "evonorm_b2",
+    "evonorm_s0",
+    "evonorm_s1",
+    "evonorm_s2",
     "filter_response_norm",
+    "frozen_batch_norm",
     "gated_rms_norm",
     "gaussian_dropout",
     "ghost_batch_norm",
     "global_response_norm",
+    "iterative_norm",
     "layer_scale",
     "local_response_norm",
+    "lp_batch_norm",
+    "mean_only_batch_norm",
     "modulate",
     "scale_norm",
     "spectral_norm",
     "split_batch_norm",
+    "switchable_norm",
+    "tracked_instance_norm",
     "uniform_dropout",
     "unit_norm",
+    "virtual_batch_norm",
     "weight_norm",
     "weight_standardization",
 )

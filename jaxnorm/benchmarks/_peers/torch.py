@@ -36,8 +36,9 @@ def _group_norm(x: jax.ShapeDtypeStruct, *, channels_last: bool = False) -> Torc
     return TorchLayer(importlib.import_module("torch").nn.GroupNorm(GROUPS, x.shape[-1], eps=EPSILON), channels_last)
 
 
-def _instance_norm(x: jax.ShapeDtypeStruct, *, channels_last: bool = False) -> TorchLayer:
-    return TorchLayer(importlib.import_module("torch").nn.InstanceNorm2d(x.shape[-1], eps=EPSILON, affine=True), channels_last)
+def _instance_norm(x: jax.ShapeDtypeStruct, *, channels_last: bool = False, track: bool = False) -> TorchLayer:
+    norm = importlib.import_module("torch").nn.InstanceNorm2d
+    return TorchLayer(norm(x.shape[-1], eps=EPSILON, affine=True, track_running_stats=track), channels_last)
 
 
 def _local_response_norm(_: jax.ShapeDtypeStruct) -> TorchLayer:
@@ -60,6 +61,7 @@ LAYERS = {
     "rms_norm": {"torch": functools.partial(_feature_norm, name="RMSNorm")},
     "group_norm": _in_both_layouts(_group_norm),
     "instance_norm": _in_both_layouts(_instance_norm),
+    "tracked_instance_norm": _in_both_layouts(_instance_norm, track=True),
     "local_response_norm": {"torch": _local_response_norm},
     "batch_norm_relu": _in_both_layouts(relu=True),
 }
