@@ -63,6 +63,7 @@ from jaxnorm._norm.modulation import (
     layer_scale,
     modulate,
 )
+from jaxnorm._norm.noisy import init_noisy_batch_norm, noisy_batch_norm
 from jaxnorm._norm.renorm import batch_renorm, init_batch_renorm
 from jaxnorm._norm.response import (
     filter_response_norm,
@@ -172,6 +173,7 @@ __all__ = [
     "init_layer_scale",
     "init_lp_batch_norm",
     "init_mean_only_batch_norm",
+    "init_noisy_batch_norm",
     "init_rms_norm",
     "init_scale_norm",
     "init_spectral_norm",
@@ -189,6 +191,7 @@ __all__ = [
     "lp_batch_norm",
     "mean_only_batch_norm",
     "modulate",
+    "noisy_batch_norm",
     "reference_moments",
     "rms_norm",
     "scale_norm",

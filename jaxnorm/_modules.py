@@ -26,6 +26,7 @@ from jaxnorm._norm.deviation import lp_batch_norm, mean_only_batch_norm
 from jaxnorm._norm.evonorm import evonorm_b0, evonorm_b1, evonorm_b2, evonorm_s0, evonorm_s1, evonorm_s2
 from jaxnorm._norm.mixtures import batch_instance_norm, switchable_norm, tracked_instance_norm, virtual_batch_norm
 from jaxnorm._norm.modulation import dynamic_tanh
+from jaxnorm._norm.noisy import noisy_batch_norm
 from jaxnorm._norm.response import filter_response_norm
 from jaxnorm._norm.weights import spectral_norm, weight_norm
 from jaxnorm._norm.whitening import identity_covariance, iterative_norm
@@ -162,16 +163,8 @@ FILTER_RESPONSE_NORM = SampleFunction(
 )
 DYNAMIC_TANH = SampleFunction(dynamic_tanh, DynamicTanhParams, (Extra("alpha", lambda module: module.alpha_init, shape=()),))
 
-_OWN = (
-    "params",
-    "state",
-    "kernel",
-    "x",
-    "train",
-    "channel_axis",
-    "where",
-    "dtype",
-)  # what modules name otherwise, or make
+# Arguments of functions that modules name otherwise, or make.
+_OWN = ("key", "params", "state", "kernel", "x", "train", "channel_axis", "where", "dtype")
 
 
 def uncorrelated(module: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -197,6 +190,7 @@ SWITCHABLE_NORM = BatchFunction(
     extras=(Extra("mean_logits", shape=(3,)), Extra("var_logits", shape=(3,))),
 )
 TRACKED_INSTANCE_NORM = BatchFunction(tracked_instance_norm, RunningStats)
+NOISY_BATCH_NORM = BatchFunction(noisy_batch_norm, RunningStats)
 MEAN_ONLY_BATCH_NORM = BatchFunction(mean_only_batch_norm, RunningMean)
 LP_BATCH_NORM = BatchFunction(lp_batch_norm, LpStats, names={"scale": "deviation"})
 ITERATIVE_NORM = BatchFunction(iterative_norm, CovarianceStats, uncorrelated)
@@ -219,12 +213,18 @@ def apply_batch_layer(
     mask: Any,
     axis: int | Sequence[int],
     dtype: Any,
+    draw_key: DrawKey | None = None,
     **options: Any,
 ) -> tuple[jax.Array, Any]:
-    """Returns y, and the new running statistics or None where `use_running_average` says now that they stay."""
+    """Returns y, and the new running statistics or None where `use_running_average` says now that they stay.
+
+    A layer that draws gets a key for it; where it is known not to draw, none is taken from a stream.
+    """
     canonical_axes("axis", axis, check_float("x", x, allow_complex=True).ndim)  # the function says `channel_axis`
     frozen = check_flag("use_running_average", use_running_average)
+    drawn = () if draw_key is None else (jax.random.key(0) if frozen is True else draw_key(),)
     y, new_state = layer.function(
+        *drawn,
         params,
         layer.state(*state),
         train=not frozen if isinstance(frozen, bool) else jnp.logical_not(frozen),

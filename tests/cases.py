@@ -72,7 +72,7 @@ class Case:
     @property
     def is_synced(self) -> bool:
         """Whether an axis name makes of a batch on several devices one batch."""
-        return self.is_stateful and "axis_name" in self.parameters
+        return self.is_stateful and "axis_name" in self.parameters and not self.is_random  # noise is drawn for each part
 
     def arguments(self, dtype: Any = jnp.float32) -> Arguments:
         """Returns all arguments but the key and the options, with the usual amounts."""
@@ -276,6 +276,7 @@ def _x(dtype: Any) -> Arguments:
 _EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
 _TINY_EPSILON = {"epsilon": (0.0, 1e-12, 1e-10)}
 _SCALE_OFFSET = {"scale_offset": (0.0, 1.0, 2.0), **_EPSILON}
+_BOUNDS = {"mean_bound": (0.0, 0.5, 1.0), "std_bound": (1.0, 1.25, 2.0), "spread": (0.0, 0.1, 0.5)}
 _RESPONSE = {"k": (1.0, 2.0, 3.0), "alpha": (0.1, 0.5, 1.0), "beta": (0.0, 0.75, 1.0)}
 _MOMENTUM = {"momentum": (0.0, 0.7, 1.0), **_EPSILON}
 _MEAN_MOMENTUM = {"momentum": _MOMENTUM["momentum"]}
@@ -781,6 +782,16 @@ CASES = (
         {"num_groups": None, "group_size": 1},
         ("x", "where"),
         temporaries=5,
+    ),
+    Case("noisy_batch_norm-train", _batch_norm, jaxnorm.noisy_batch_norm, _MOMENTUM | _BOUNDS, {"train": True}, temporaries=8),
+    Case(
+        "noisy_batch_norm-where",
+        lambda dtype: _batch_norm(dtype, where=counted()),
+        jaxnorm.noisy_batch_norm,
+        _MOMENTUM | _BOUNDS,
+        {"train": True, "bits": 32, "unbiased": True},
+        ("x", "where"),
+        temporaries=8,
     ),
     Case("weight_norm", _weight_norm, jaxnorm.weight_norm, _EPSILON, input="params.direction"),
     Case(

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 WITH_STATE = tuple(case for case in CASES if case.is_stateful)
-RANDOM = tuple(case for case in CASES if case.is_random)
+RANDOM = tuple(case for case in CASES if case.is_random and not case.is_stateful)
 SYNCED = tuple(case for case in CASES if case.is_synced)
 DIFFERENTIABLE = ("params", "state", "kernel", "x", "residual", "style", "scale", "bias", "gain", "reference")
 

@@ -52,7 +52,7 @@ def test_packages_export_their_classes(package, base):
     kinds = ["ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm"]
     sample = ["GatedRMSNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
     between = ["BatchInstanceNorm", "FrozenBatchNorm", "SwitchableNorm", "TrackedInstanceNorm", "VirtualBatchNorm"]
-    deviations = ["IterativeNorm", "LpBatchNorm", "MeanOnlyBatchNorm"]
+    deviations = ["IterativeNorm", "LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm"]
     evonorm = [f"EvoNorm{kind}" for kind in ("B0", "B1", "B2", "S0", "S1", "S2")]
     response = ["FilterResponseNorm", "GlobalResponseNorm", "LocalResponseNorm"]
     weights = ["SpectralNorm", "WeightNorm"]

@@ -137,3 +137,35 @@ def test_frozen_batch_norm_loads_what_batch_norm_trained_and_gets_no_gradient() 
     bare = jaxnorm.nnx.FrozenBatchNorm(6, use_scale=False, use_bias=False)
     assert bare.scale is None
     assert list(jaxnorm.linen.FrozenBatchNorm(use_scale=False, use_bias=False).init(jax.random.key(0), X)) == ["batch_stats"]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["train", "infer"])
+def test_noisy_batch_norm_draws_from_a_stream_in_training_alone(frozen: bool) -> None:
+    fields = {"mean_bound": 0.3, "std_bound": 1.5, "spread": 0.2, "bits": 32, "momentum": 0.8}
+    params, stats = values(AFFINE, 1), values({"mean": C, "var": C}, 2)
+    new_key = lambda: jax.random.key(5)  # noqa: E731
+    wanted, new = jaxnorm.noisy_batch_norm(new_key(), *containers_of_batch_norm(params, stats), X, train=not frozen, **fields)
+    linen = jaxnorm.linen.NoisyBatchNorm(**fields)
+    tree = {"params": params, "batch_stats": stats}
+    y, updates = linen.apply(tree, X, use_running_average=frozen, rng=new_key(), mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, wanted)
+    nnx = jaxnorm.nnx.NoisyBatchNorm(6, **fields, rngs=flax.nnx.Rngs(0, dropout=1))
+    for part, value in {**params, **stats}.items():
+        getattr(nnx, part).set_value(value)
+    np.testing.assert_array_equal(nnx(X, use_running_average=frozen, rng=new_key()), wanted)
+    for part, value in new._asdict().items():
+        np.testing.assert_array_equal(updates["batch_stats"][part], value)
+        np.testing.assert_array_equal(getattr(nnx, part)[...], value)
+    draws = [
+        linen.apply(tree, X, use_running_average=frozen, rngs={} if frozen else {"dropout": new_key()}, mutable=["batch_stats"])[
+            0
+        ]
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*draws)
+    first, second = (nnx(X, use_running_average=frozen) for _ in range(2))
+    assert np.array_equal(first, second) == frozen
+
+
+def containers_of_batch_norm(params: dict[str, jax.Array], stats: dict[str, jax.Array]) -> tuple[Any, Any]:
+    return jaxnorm.AffineParams(**params), jaxnorm.RunningStats(**stats)

@@ -212,6 +212,13 @@ def _frozen(x: jax.ShapeDtypeStruct) -> Layer:
     return Layer(lambda key, params, state, x: (jaxnorm.frozen_batch_norm(params, state, x), state), params, state)
 
 
+def _noisy(x: jax.ShapeDtypeStruct) -> Layer:
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return jaxnorm.noisy_batch_norm(key, params, state, x, train=True, momentum=MOMENTUM)
+
+    return Layer(apply, *jaxnorm.init_noisy_batch_norm(x.shape[-1]))
+
+
 def _mean_only(x: jax.ShapeDtypeStruct) -> Layer:
     def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         return jaxnorm.mean_only_batch_norm(params, state, x, train=True, momentum=MOMENTUM)
@@ -358,6 +365,7 @@ ROWS = (
     Row("virtual_batch_norm", "Virtual batch norm", _TRAINING, {"jaxnorm": _virtual}, _MAPS, passes=8, quick=False),
     Row("frozen_batch_norm", "Frozen batch norm", _TRAINING, {"jaxnorm": _frozen}, _IMAGES, passes=4, quick=False),
     Row("mean_only_batch_norm", "Mean-only batch norm", _TRAINING, {"jaxnorm": _mean_only}, _IMAGES, passes=6, quick=False),
+    Row("noisy_batch_norm", "Noisy batch norm", _TRAINING, {"jaxnorm": _noisy}, _IMAGES, passes=10, quick=False),
     Row("lp_batch_norm", "L1 batch norm", _TRAINING, _batch("lp_batch_norm", p=1), _IMAGES, passes=8, quick=False),
     Row("iterative_norm", "IterNorm", _TRAINING, _batch("iterative_norm"), _IMAGES, passes=8, quick=False),
     Row("decorrelated_batch_norm", "Decorrelated batch norm", _TRAINING, _DECORRELATED, _IMAGES, passes=8),

@@ -28,6 +28,7 @@ from jaxnorm.linen.layer_scale import LayerScale
 from jaxnorm.linen.local_response_norm import LocalResponseNorm
 from jaxnorm.linen.lp_batch_norm import LpBatchNorm
 from jaxnorm.linen.mean_only_batch_norm import MeanOnlyBatchNorm
+from jaxnorm.linen.noisy_batch_norm import NoisyBatchNorm
 from jaxnorm.linen.rms_norm import RMSNorm
 from jaxnorm.linen.scale_norm import ScaleNorm
 from jaxnorm.linen.spectral_norm import SpectralNorm
@@ -68,6 +69,7 @@ __all__ = [
     "LocalResponseNorm",
     "LpBatchNorm",
     "MeanOnlyBatchNorm",
+    "NoisyBatchNorm",
     "RMSNorm",
     "ScaleNorm",
     "SpectralNorm",

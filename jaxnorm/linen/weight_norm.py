@@ -14,7 +14,7 @@ from jaxnorm.linen._weight_layer import call_with
 
 
 class WeightNorm(nn.Module):
-    """Weight normalization of a layer: `jaxnorm.weight_norm` in place of `flax.linen.WeightNorm`, with its fields and variables.
+    """Weight normalization of a layer: `jaxnorm.weight_norm` in place of `flax.linen.WeightNorm`, with its variables.
 
     The layer is called with `scale kernel / sqrt(sum(kernel^2) + epsilon)` for each of its kernels, with the sum over all that
     belongs to a feature.

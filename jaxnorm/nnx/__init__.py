@@ -28,6 +28,7 @@ from jaxnorm.nnx.layer_scale import LayerScale
 from jaxnorm.nnx.local_response_norm import LocalResponseNorm
 from jaxnorm.nnx.lp_batch_norm import LpBatchNorm
 from jaxnorm.nnx.mean_only_batch_norm import MeanOnlyBatchNorm
+from jaxnorm.nnx.noisy_batch_norm import NoisyBatchNorm
 from jaxnorm.nnx.rms_norm import RMSNorm
 from jaxnorm.nnx.scale_norm import ScaleNorm
 from jaxnorm.nnx.spectral_norm import SpectralNorm
@@ -68,6 +69,7 @@ __all__ = [
     "LocalResponseNorm",
     "LpBatchNorm",
     "MeanOnlyBatchNorm",
+    "NoisyBatchNorm",
     "RMSNorm",
     "ScaleNorm",
     "SpectralNorm",

@@ -43,6 +43,7 @@ FLAX_LACKS = (
     "lp_batch_norm",
     "mean_only_batch_norm",
     "modulate",
+    "noisy_batch_norm",
     "scale_norm",
     "spectral_norm",
     "split_batch_norm",
