@@ -12,6 +12,7 @@ from jaxnorm._norm.batch import (
     frozen_batch_norm,
     init_batch_norm,
     init_frozen_batch_norm,
+    padding_mask,
 )
 from jaxnorm._norm.deviation import (
     init_lp_batch_norm,
@@ -192,6 +193,7 @@ __all__ = [
     "mean_only_batch_norm",
     "modulate",
     "noisy_batch_norm",
+    "padding_mask",
     "reference_moments",
     "rms_norm",
     "scale_norm",

@@ -81,16 +81,19 @@ class Case:
     def __call__(self, key: jax.Array, arguments: Arguments, **options: Any) -> tuple[jax.Array, Any]:
         """Returns the output and the new state (None without one)."""
         drawn = {"key": key} if self.is_random else {}
-        if "constants" in arguments:
-            params, state = arguments["constants"]
-            arguments = {name: a for name, a in arguments.items() if name != "constants"} | {"params": params, "state": state}
-        if self.input == "params.direction":
-            params = jaxnorm.WeightNormParams(arguments["x"], arguments["params"].scale)
-            arguments = {name: a for name, a in arguments.items() if name != "x"} | {"params": params}
-        elif self.input != "x":
-            arguments = {self.input if name == "x" else name: a for name, a in arguments.items()}
-        result = self.function(**drawn, **arguments, **{**self.options, **options})
+        result = self.function(**drawn, **self.by_its_names(arguments), **{**self.options, **options})
         return result if self.is_stateful else (result, None)
+
+    def by_its_names(self, arguments: Arguments) -> Arguments:
+        """Returns the arguments as the function names them."""
+        arguments = dict(arguments)
+        if "constants" in arguments:
+            arguments["params"], arguments["state"] = arguments.pop("constants")
+        if self.input == "params.direction":
+            arguments["params"] = jaxnorm.WeightNormParams(arguments.pop("x"), arguments["params"].scale)
+        elif self.input != "x":
+            arguments[self.input] = arguments.pop("x")
+        return arguments
 
 
 def data(shape: tuple[int, ...] = SHAPE, dtype: Any = jnp.float32, seed: int = 0, channel_axis: int = -1) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._axes import canonical_axes
 from jaxnorm._batch_layer import BatchCall, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_activation, check_residual, check_scalar, check_sizes, check_stats_dtype
 from jaxnorm._moments import AxisName, to_average
@@ -145,6 +146,60 @@ def batch_norm(
     residual = check_residual(residual, call.x)
     check_activation(activation, call.x)
     return _batch_norm(call, residual, unbiased=bool(unbiased), activation=activation)
+
+
+def padding_mask(sizes: jax.Array, shape: Sequence[int], *, axes: int | Sequence[int] | None = None) -> jax.Array:
+    """Returns the `where` of `batch_norm`, and of the other norms, for examples of different sizes in one padded batch.
+
+    `where[b, i, j] = (i < sizes[b, 0]) & (j < sizes[b, 1])`, for as many axes as there are sizes.
+
+    Args:
+      sizes: sizes of the examples, `[B]` ints along one axis, or `[B, k]` along k axes. One that is larger than the axis counts
+        all of it, one below 1 nothing; they may be traced.
+      shape: that of x, whose first axis is the batch's.
+      axes: the axes of x that the sizes are of, in their order; None for the first ones behind the batch's.
+
+    Returns:
+      Bool array of x's rank, with size 1 along the axes that the sizes are not of.
+
+    Raises:
+      ValueError: if sizes are not one, or k, for each example; if an axis is out of range, named twice, or the batch's; if there
+        are not as many axes as sizes.
+      TypeError: if sizes does not hold ints, or shape is no sequence of sizes.
+
+    References:
+      Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
+      2015, https://arxiv.org/abs/1502.03167. That knows no masks.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm
+      >>> params, state = jaxnorm.init_batch_norm(1)
+      >>> x = jnp.array([[[1.0], [3.0], [0.0]], [[5.0], [0.0], [0.0]]])
+      >>> where = jaxnorm.padding_mask(jnp.array([2, 1]), x.shape)
+      >>> _, state = jaxnorm.batch_norm(params, state, x, train=True, momentum=0.0, where=where)
+      >>> print(state.mean)
+      [3.]
+    """
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape must be the shape of x, got {shape!r}")
+    shape = tuple(shape)
+    if not jnp.issubdtype(getattr(sizes, "dtype", bool), jnp.integer):
+        raise TypeError(f"sizes must be an array of ints, got {sizes!r}")
+    sizes = jnp.asarray(sizes)
+    sizes = sizes[:, None] if sizes.ndim == 1 else sizes
+    if not shape or sizes.ndim != 2 or sizes.shape[0] != shape[0]:
+        raise ValueError(f"sizes must be [B] or [B, k] for an x of shape {list(shape)}, got shape {list(sizes.shape)}")
+    named = range(1, sizes.shape[1] + 1) if axes is None else ((axes,) if isinstance(axes, int) else axes)
+    canonical = canonical_axes("axes", tuple(named), len(shape))
+    order = tuple(int(axis) % len(shape) for axis in named)
+    if 0 in canonical or len(order) != sizes.shape[1]:
+        raise ValueError(f"axes must be {sizes.shape[1]} axes behind the batch's, got {axes!r}")
+    where = jnp.ones((1,) * len(shape), bool)
+    for place, axis in enumerate(order):
+        others = tuple(a for a in range(len(shape)) if a != axis)
+        own = jnp.expand_dims(sizes[:, place], tuple(range(1, len(shape))))
+        where = where & (jnp.expand_dims(jnp.arange(shape[axis], dtype=sizes.dtype), others) < own)
+    return where
 
 
 def init_frozen_batch_norm(

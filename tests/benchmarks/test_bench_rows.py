@@ -15,7 +15,7 @@ from jaxnorm.benchmarks._measure import Program, Rounds, interleave
 from jaxnorm.benchmarks._rows import ROWS, Case, Kind, Row, Sizes, cases, chosen_rows, describe_row, noise, row_named
 
 FUNCTIONS = [name for name in jaxnorm.__all__ if not inspect.isclass(getattr(jaxnorm, name))]
-LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "reference_moments", "weight_scaled")]
+LAYERS = [name for name in FUNCTIONS if name not in ("classic_dropout", "padding_mask", "reference_moments", "weight_scaled")]
 FLAX_LACKS = (
     "adaptive_instance_norm",
     "batch_instance_norm",
