@@ -306,5 +306,5 @@ def _deviation(call: BatchCall, wide: jax.Array, center: jax.Array, p: float) ->
 def _of_normal_data(p: float, n: jax.Array) -> jax.Array | float:
     """Returns the l_p deviation that n standard normal numbers have, roughly if it is the largest distance."""
     if p == np.inf:
-        return 2 * jnp.sqrt(2 * jnp.log(jnp.maximum(n, 2))) / (1 + np.sqrt(np.pi * np.log(4)))
-    return float(np.exp((p / 2 * np.log(2) + math.lgamma((p + 1) / 2) - np.log(np.pi) / 2) / p))
+        return 2 * jnp.sqrt(2 * jnp.log(jnp.maximum(n, 2))) / (1 + math.sqrt(math.pi * math.log(4)))
+    return math.exp((p / 2 * math.log(2) + math.lgamma((p + 1) / 2) - math.log(math.pi) / 2) / p)
