@@ -12,10 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Arguments, Case, data
+from cases import Arguments, Case, data
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from promises import assert_equal_but_for_rounding, finite, mesh, new_key, quick_jit, signature, specs, varied_and_rest, weights
+from promises import (
+    assert_equal_but_for_rounding,
+    core,
+    finite,
+    mesh,
+    new_key,
+    quick_jit,
+    signature,
+    specs,
+    varied_and_rest,
+    weights,
+)
 
 LANES = 3
 
@@ -100,7 +111,7 @@ class Row:
             return self.run(self.lanes(jnp.float64))
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=core)
 def row(request: pytest.FixtureRequest) -> Row:
     return Row(request.param)
 
