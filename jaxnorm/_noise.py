@@ -76,6 +76,15 @@ class NoiseKind(NamedTuple):
     decides: bool = False
 
 
+def used_key(key: jax.Array) -> tuple[jax.Array, Any]:
+    """Returns a key's data and generator, for branches and checkpoints, in which jax_debug_key_reuse sees a key used twice.
+
+    It does not see draws from the data. Nothing is drawn here, but it sees the key used once.
+    """
+    jax.random.bits(key, (0,))
+    return jax.random.key_data(key), jax.random.key_impl(key)
+
+
 def multiply_noise(
     key: jax.Array, x: jax.Array, amount: jax.Array | np.ndarray, kind: NoiseKind, shared: tuple[int, ...], bits: int
 ) -> jax.Array:
@@ -96,10 +105,7 @@ def multiply_noise(
 def _multiply_noise(
     key: jax.Array, x: jax.Array, amount: jax.Array, *, kind: NoiseKind, shared: tuple[int, ...], bits: int
 ) -> jax.Array:
-    # The draw below is from the key's data, which jax_debug_key_reuse does not see. Nothing is drawn here, but the checker
-    # sees the key used once.
-    jax.random.bits(key, (0,))
-    impl = jax.random.key_impl(key)
+    data, impl = used_key(key)
 
     def apply(data: jax.Array, x: jax.Array, prepared: Any, *, form: Form) -> jax.Array:
         fresh = jax.random.wrap_key_data(data, impl=impl)
@@ -118,7 +124,7 @@ def _multiply_noise(
         return on_cpu(*lax.optimization_barrier((data, x)), prepared)
 
     # A part of an array of keys would be simplified into each draw in another way, and equal draws then not be seen as such.
-    data = lax.optimization_barrier(jax.random.key_data(key))
+    data = lax.optimization_barrier(data)
     operands = data, x, kind.prepare(lax.stop_gradient(amount), bits)
     forms = {"tpu": on_tpu, "default": anywhere}
     if has_packed_form(key, bits):

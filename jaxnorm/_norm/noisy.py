@@ -13,7 +13,7 @@ from jaxnorm._axes import noise_shape, other_axes
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_bits, check_key, check_scalar
 from jaxnorm._moments import AxisName, to_average
-from jaxnorm._noise import gaussian, multiply_noise, uniform
+from jaxnorm._noise import gaussian, multiply_noise, uniform, used_key
 from jaxnorm._types import AffineParams, RunningStats, widened
 
 _BITS = (16, 32)
@@ -150,6 +150,13 @@ def noisy_batch_norm(
 def _noisy_batch_norm(
     key: jax.Array, call: BatchCall, bounds: tuple[Scalar, ...], *, unbiased: bool, bits: int
 ) -> tuple[jax.Array, RunningStats]:
+    def inference() -> tuple[jax.Array, RunningStats]:
+        return call.normalize(*call.running), call.state
+
+    if call.train is None and not call.known_train:  # no key is used
+        return call.run(inference, inference)
+    data, impl = used_key(key)
+
     def training() -> tuple[jax.Array, RunningStats]:
         wide = widened(call.x)
         batch = call.moments(wide)
@@ -160,7 +167,7 @@ def _noisy_batch_norm(
 
     def spoiled(z: jax.Array) -> jax.Array:
         mean_bound, std_bound, spread = (lax.stop_gradient(jnp.asarray(bound, z.dtype)) for bound in bounds)
-        of_means, of_deviations, of_shifts, of_scales = jax.random.split(key, 4)
+        of_means, of_deviations, of_shifts, of_scales = jax.random.split(jax.random.wrap_key_data(data, impl=impl), 4)
 
         def from_minus_1_to_1(key: jax.Array, shared: tuple[int, ...]) -> jax.Array:
             ones = jnp.ones(noise_shape(z.shape, shared), z.dtype)
@@ -171,9 +178,6 @@ def _noisy_batch_norm(
         deviation = 1 + (std_bound - 1) * (from_minus_1_to_1(of_deviations, shared) + 1) / 2
         scaled = (deviation - spread) * z + spread * multiply_noise(of_scales, z, np.ones((), z.dtype), gaussian, (), bits)
         return scaled + center + spread * from_minus_1_to_1(of_shifts, ())
-
-    def inference() -> tuple[jax.Array, RunningStats]:
-        return call.normalize(*call.running), call.state
 
     with jax.named_scope("jaxnorm.noisy_batch_norm"):
         return call.run(training, inference)

@@ -15,18 +15,9 @@ class EvoNormS1(SampleLayer):
     No activation is to follow.
 
     Attributes:
-      num_groups: number of groups; None if group_size is given.
-      group_size: channels of a group, or None.
       epsilon: added to the variance, a number or a traced scalar.
-      channel_axis: the axis of the channels.
-      dtype: type of the output, which alone is rounded to it; None infers it from x and the parameters.
-      param_dtype: type of the parameters.
-      use_bias: whether there is a bias.
-      use_scale: whether there is a scale.
-      bias_init: initializer of the bias.
-      scale_init: initializer of the scale.
-      axis_name: name or names of mapped axes over which the positions are divided, and the statistics pooled.
-      axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
+      num_groups, group_size, channel_axis, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, axis_name,
+        axis_index_groups: as in `EvoNormS0`.
 
     References:
       Liu, Brock, Simonyan, Le, "Evolving normalization-activation layers", NeurIPS 2020, https://arxiv.org/abs/2004.02967.
