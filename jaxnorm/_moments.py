@@ -98,14 +98,14 @@ def mean(
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Mean:
-    """Returns `sum(x) / n` over `axes`, in float32 or wider, in one pass; arguments as those of `moments`. It is 0 of nothing."""
+    """Returns `sum(x) / n` over `axes`, in float32 or wider, in one pass; arguments as those of `moments`. Of nothing it is `near`."""
     axes = tuple(axes)
     n = count(x, axes, where)
     shift = shift_along(x, axes, near)
     shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
     offset = jnp.sum(select(where, wide - jnp.expand_dims(shift, axes)), axes) / jnp.maximum(n, 1).astype(wide.dtype)
     n = n + jnp.zeros_like(offset.real)
-    local = Mean(select(n > 0, shift + offset), n)
+    local = Mean(shift + offset, n)
     if axis_name is None:
         return local
     return combine_mean(from_devices(local, axis_name, axis_index_groups))

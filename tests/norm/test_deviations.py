@@ -171,9 +171,10 @@ def test_the_mean_of_y_is_the_bias_and_the_variance_that_of_x() -> None:
 @pytest.mark.parametrize("near", [0.0, 1e6, np.nan, np.inf])
 def test_the_mean_is_right_wherever_the_running_one_is(near: float) -> None:
     x = X + 1e3
-    _, new = mean_only_batch_norm(AffineParams(None, None), RunningMean(jnp.full(5, near)), x, train=True, momentum=0.5)
+    y, new = mean_only_batch_norm(AffineParams(None, None), RunningMean(jnp.full(5, near)), x, train=True, momentum=0.5)
     wanted = 0.5 * near + 0.5 * np.float64(x).mean((0, 1, 2))
     assert_allclose(new.mean, wanted, rtol=1e-5)
+    assert_allclose(y, np.float64(x) - np.float64(x).mean((0, 1, 2)), rtol=1e-3, atol=1e-2)
 
 
 def test_a_batch_that_is_not_finite_or_empty_changes_nothing_of_the_state() -> None:

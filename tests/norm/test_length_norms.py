@@ -61,7 +61,8 @@ def test_what_nothing_counts_in_gives_0_and_the_bias() -> None:
     x = data((4, 5)).at[1].set(jnp.nan)
     where = jnp.asarray([True, False, True, True])[:, None]
     for k in (0.0, 1.0):
-        assert_array_equal(unit_norm(x, k=k, where=where)[1], jnp.zeros(5))
+        for given in (x, x.at[1].set(3.0)):
+            assert_array_equal(unit_norm(given, k=k, where=where)[1], jnp.zeros(5))
     assert_array_equal(scale_norm(SCALE, x, where=where)[1], jnp.full(5, -0.4, jnp.float32))
 
 
