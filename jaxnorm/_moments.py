@@ -98,7 +98,10 @@ def mean(
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Mean:
-    """Returns `sum(x) / n` over `axes`, in float32 or wider, in one pass; arguments as those of `moments`. Of nothing it is `near`."""
+    """Returns `sum(x) / n` over `axes`, in float32 or wider, in one pass; arguments as those of `moments`. Of nothing it is `near`.
+
+    It has the digits of a number as large as its distance from `near`: fewer than its own where that is far larger than the mean.
+    """
     axes = tuple(axes)
     n = count(x, axes, where)
     shift = shift_along(x, axes, near)

@@ -190,7 +190,8 @@ def mean_only_batch_norm(
     Training: `y = scale (x - mean) + bias`, where `mean = sum(x) / n` is that of the channel in the batch, and
     `state <- momentum state + (1 - momentum) mean`. Inference: the same y with the state's mean; the state stays as it is.
 
-    The mean is summed around the running one, in float32 or wider, in one pass. A batch whose mean is not finite in a channel
+    The mean is summed around the running one, in float32 or wider, in one pass: a running mean that is larger by far, as no
+    training leaves it, costs digits of the first steps. A batch whose mean is not finite in a channel
     changes nothing of that channel's state; a channel with no counted element has the running mean subtracted.
 
     Args:
