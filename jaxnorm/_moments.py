@@ -88,32 +88,6 @@ class Mean(NamedTuple):
     n: jax.Array
 
 
-def mean(
-    x: jax.Array,
-    axes: Sequence[int],
-    *,
-    near: jax.Array,
-    wide: jax.Array,
-    where: jax.Array | None = None,
-    axis_name: AxisName = None,
-    axis_index_groups: Sequence[Sequence[int]] | None = None,
-) -> Mean:
-    """Returns `sum(x) / n` over `axes`, in float32 or wider, in one pass; arguments as those of `moments`. Of nothing it is `near`.
-
-    It has the digits of a number as large as its distance from `near`: fewer than its own where that is far larger than the mean.
-    """
-    axes = tuple(axes)
-    n = count(x, axes, where)
-    shift = shift_along(x, axes, near)
-    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
-    offset = jnp.sum(select(where, wide - jnp.expand_dims(shift, axes)), axes) / jnp.maximum(n, 1).astype(wide.dtype)
-    n = n + jnp.zeros_like(offset.real)
-    local = Mean(shift + offset, n)
-    if axis_name is None:
-        return local
-    return combine_mean(from_devices(local, axis_name, axis_index_groups))
-
-
 def combine_mean(parts: Mean) -> Mean:
     """Returns the mean of the union of parts whose means are stacked along the first axis."""
     n = jnp.sum(parts.n, 0, keepdims=True)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_number, is_concrete
 from jaxnorm._compiler import computed_from
-from jaxnorm._moments import AxisName, Mean, combine_mean, count, from_devices, mean, select, shift_along
+from jaxnorm._moments import AxisName, Mean, combine_mean, count, from_devices, select, shift_along
 from jaxnorm._types import AffineParams, LpStats, RunningMean, widened
 
 
@@ -190,9 +190,8 @@ def mean_only_batch_norm(
     Training: `y = scale (x - mean) + bias`, where `mean = sum(x) / n` is that of the channel in the batch, and
     `state <- momentum state + (1 - momentum) mean`. Inference: the same y with the state's mean; the state stays as it is.
 
-    The mean is summed around the running one, in float32 or wider, in one pass: a running mean that is larger by far, as no
-    training leaves it, costs digits of the first steps. A batch whose mean is not finite in a channel
-    changes nothing of that channel's state; a channel with no counted element has the running mean subtracted.
+    The mean is exact as that of `batch_norm`, and in float32 or wider. A batch whose mean is not finite in a channel changes
+    nothing of that channel's state; a channel with no counted element has the running mean subtracted.
 
     Args:
       params: `AffineParams(scale, bias)`, each of shape `[C]` or None; the paper has no scale.
@@ -251,9 +250,9 @@ def _mean_only_batch_norm(call: BatchCall) -> tuple[jax.Array, RunningMean]:
 
     def training() -> tuple[jax.Array, RunningMean]:
         wide = widened(call.x)
-        batch = mean(call.x, call.axes, wide=wide, **call.pooling)
-        (seen,) = call.counted(batch.n, RunningMean(batch.value), call.running)
-        return output(seen, wide=wide), call.averaged(batch.n, RunningMean(batch.value))
+        batch = call.moments(wide)
+        (seen,) = call.counted(batch.n, RunningMean(batch.mean), call.running)
+        return output(seen, wide=wide), call.averaged(batch.n, RunningMean(batch.mean))
 
     def inference() -> tuple[jax.Array, RunningMean]:
         return output(*call.running), call.state
@@ -269,11 +268,11 @@ def _lp_batch_norm(call: BatchCall, *, p: float, gaussian: bool) -> tuple[jax.Ar
 
     def training() -> tuple[jax.Array, LpStats]:
         wide = widened(call.x)
-        batch = mean(call.x, call.axes, wide=wide, **call.pooling)
-        deviation = _deviation(call, wide, batch.value, p)
+        batch = call.moments(wide)
+        deviation = _deviation(call, wide, batch.mean, p)
         if gaussian:
             deviation = deviation / _of_normal_data(p, batch.n)
-        own = LpStats(batch.value, deviation)
+        own = LpStats(batch.mean, deviation)
         return output(*call.counted(batch.n, own, call.running), wide=wide), call.averaged(batch.n, own)
 
     def inference() -> tuple[jax.Array, LpStats]:
