@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
 from promises import assert_higher_derivatives
 
+import jaxnorm
 from jaxnorm import AffineParams, init_layer_norm, layer_norm
 from jaxnorm.benchmarks._costs import residuals
 
@@ -304,3 +305,19 @@ def test_parameters_have_the_sizes_of_the_features() -> None:
     params = init_layer_norm((2, 3), param_dtype=jnp.bfloat16)
     assert all(part is not None and part.shape == (2, 3) and part.dtype == jnp.bfloat16 for part in params)
     assert init_layer_norm(3, use_scale=False, use_bias=False) == NONE
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_pre_norm_block_keeps_the_sum_of_shortcut_and_branch_alone(norm: str, dtype: Any) -> None:
+    """The sum is a step of the same loop, and is what the block goes on with: neither summand is kept, nor what is normalized."""
+    function = {"layer": jaxnorm.layer_norm, "rms": jaxnorm.rms_norm}[norm]
+    params = getattr(jaxnorm, f"init_{norm}_norm")(256)
+    branch = data((64, 256), dtype=dtype, seed=2)
+
+    def block(params: Any, x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        total = x + branch
+        return (total, function(params, total)), None
+
+    kept = residuals(block, params, data((64, 256), dtype=dtype))
+    assert kept.nbytes <= data((64, 256), dtype=dtype).nbytes + 8 * 4 * 64 + 4 * 4 * 256
