@@ -14,9 +14,16 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 
-WITH_STATE = tuple(case for case in CASES if case.is_stateful)
-RANDOM = tuple(case for case in CASES if case.is_random and not case.is_stateful)
-SYNCED = tuple(case for case in CASES if case.is_synced)
+
+def _trains_elsewhere(case: Case) -> bool:
+    """Whether a row is the inference of a layer that other rows train: what is left of it is what they all do."""
+    return case.options.get("train") is False and case.function is not jaxnorm.batch_norm
+
+
+WHOLE = tuple(case for case in CASES if not _trains_elsewhere(case))
+WITH_STATE = tuple(case for case in WHOLE if case.is_stateful)
+RANDOM = tuple(case for case in WHOLE if case.is_random and not case.is_stateful)
+SYNCED = tuple(case for case in WHOLE if case.is_synced)
 DIFFERENTIABLE = ("params", "state", "kernel", "x", "residual", "style", "scale", "bias", "gain", "reference")
 
 
@@ -25,14 +32,9 @@ def rows(cases: tuple[Case, ...], *marks: pytest.MarkDecorator) -> pytest.MarkDe
     return pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks) for case in cases])
 
 
-def _trains_elsewhere(case: Case) -> bool:
-    """Whether a row is the inference of a layer that other rows train: what is left of it is what they all do."""
-    return case.options.get("train") is False and case.function is not jaxnorm.batch_norm
-
-
-# The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them for these rows.
+# The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them, for all rows.
 core = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * _trains_elsewhere(case)) for case in CASES]
-each = rows(CASES, pytest.mark.slow)
+each = rows(WHOLE, pytest.mark.slow)
 each_random = rows(RANDOM, pytest.mark.slow)
 each_stateful = rows(WITH_STATE, pytest.mark.slow)
 each_synced = rows(SYNCED, pytest.mark.slow)
