@@ -25,6 +25,12 @@ def canonical_axes(name: str, axes: int | Sequence[int], ndim: int) -> tuple[int
     return tuple(counted)
 
 
+def check_one_axis(name: str, axes: Sequence[int], given: Any) -> None:
+    """Raises unless the canonical axes of what was given are one."""
+    if len(axes) != 1:
+        raise ValueError(f"{name} must be one axis, got {given!r}")
+
+
 def other_axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
     """Returns the axes of an array of rank `ndim` that are not in `axes`."""
     return tuple(a for a in range(ndim) if a not in axes)

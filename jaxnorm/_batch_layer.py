@@ -41,7 +41,7 @@ from jaxnorm._checks import (
     check_where,
     is_concrete,
 )
-from jaxnorm._moments import AxisName, before, moments
+from jaxnorm._moments import AxisName, before, combine_moments, from_devices, moments
 from jaxnorm._normalize import inverse_deviation, rescale
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, Moments, real_dtype, wide_dtype
@@ -105,6 +105,11 @@ class BatchCall:
         return other_axes(self.channels, self.x.ndim)
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        """The axes over which statistics of an example are taken, of a layer whose first axis is the batch."""
+        return tuple(axis for axis in self.axes if axis)
+
+    @property
     def running(self) -> Any:
         """The running statistics in the type that is computed in."""
         wide = wide_dtype(self.x.dtype)
@@ -123,6 +128,16 @@ class BatchCall:
     def moments(self, wide: jax.Array) -> Moments:
         """Returns the moments of the batch, through whose `widened` x gradients flow."""
         return moments(self.x, self.axes, wide=wide, **self.pooling)
+
+    def moments_of_examples(self, wide: jax.Array) -> Moments:
+        """Returns the moments of every example, likewise, with the axis of the batch first; they are not pooled over devices."""
+        return moments(self.x, self.positions, wide=wide, where=self.where)
+
+    def over_devices(self, own: Moments) -> Moments:
+        """Returns the moments of all devices' batches, from those of this one's."""
+        if self.axis_name is None:
+            return own
+        return combine_moments(from_devices(own, self.axis_name, self.axis_index_groups))
 
     def counted(self, n: jax.Array, batch: Any, running: Any) -> Any:
         """Returns statistics of the batch, but running ones where nothing is counted; n has their leading axes."""

@@ -138,6 +138,12 @@ def elementwise(
     return computed_from(result, x, wide, where, *(along_x(part, tuple(axes)) for part, axes in numbers))
 
 
+def scaled_and_shifted(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """Returns `x scale + bias`, of those that there are: for the functions of `elementwise`."""
+    y = x if scale is None else x * scale
+    return y if bias is None else y + bias
+
+
 class _Axes(NamedTuple):
     """The axes of x along which the statistics are shared, and those along which scale and bias are."""
 

@@ -5,6 +5,7 @@ output, the new state, the gradient and a forward derivative, and these are comp
 float64, with a scan, and with sharded and exported programs. What is around the layer is NumPy's, which compiles nothing.
 """
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class Row:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.traces = 0
+        self.traces: collections.Counter[np.dtype] = collections.Counter()  # of each type: `wide` is a trace of its own
         self._run = quick_jit(jax.vmap(self._step))
 
     @property
@@ -84,7 +85,7 @@ class Row:
         return {**varied, **amounts}, rest
 
     def _step(self, key: jax.Array, arguments: Arguments) -> Outcome:
-        self.traces += 1
+        self.traces[arguments["x"].dtype] += 1
         varied, rest = self._split(arguments)
         call = lambda varied: self.case(jax.random.clone(key), {**rest, **varied})  # noqa: E731
         y, pullback, state = jax.vjp(call, varied, has_aux=True)
@@ -138,7 +139,7 @@ def test_one_program_for_all_steps_and_amounts_gives_what_eager_calls_give(row: 
             if row.case.is_stateful:
                 assert signature(state) == signature(alone["state"])
         lanes = {**lanes, "x": 2 - lanes["x"], **({"state": outcome.state} if row.case.is_stateful else {})}
-    assert row.traces == 1
+    assert row.traces[lanes["x"].dtype] == 1
 
 
 def test_derivatives_are_finite_without_variance(row: Row) -> None:

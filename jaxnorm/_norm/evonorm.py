@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._axes import check_one_axis
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_dtype, check_groups, check_size
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, combine_moments, from_devices, moments, pool_groups, to_average
-from jaxnorm._normalize import elementwise
+from jaxnorm._moments import AxisName, combine_moments, pool_groups, to_average
+from jaxnorm._normalize import elementwise, scaled_and_shifted
 from jaxnorm._sample_layer import SampleCall, checked_channel_call
 from jaxnorm._types import AffineParams, EvoNormParams, Moments, RunningVar, widened
 
@@ -651,35 +652,29 @@ def _checked_groups(
     params: Any, x: jax.Array, kind: Any, channel_axis: int, num_groups: int | None, group_size: int | None, **options: Any
 ) -> tuple[SampleCall, int]:
     call = checked_channel_call(params, x, kind=kind, channel_axis=channel_axis, **options)
-    if len(call.features) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", call.features, channel_axis)
     groups, _ = check_groups(call.x.shape[call.features[0]], num_groups=num_groups, group_size=group_size)
     return call, groups
 
 
-def _affine(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    y = y if scale is None else y * scale
-    return y if bias is None else y + bias
-
-
 def _b0(x: jax.Array, of_batch: jax.Array, own: jax.Array, scale: Any, bias: Any, v: jax.Array) -> jax.Array:
-    return _affine(x / jnp.maximum(of_batch, v * x + own), scale, bias)
+    return scaled_and_shifted(x / jnp.maximum(of_batch, v * x + own), scale, bias)
 
 
 def _b1(x: jax.Array, of_batch: jax.Array, own: jax.Array, scale: Any, bias: Any) -> jax.Array:
-    return _affine(x / jnp.maximum(of_batch, (x + 1) * own), scale, bias)
+    return scaled_and_shifted(x / jnp.maximum(of_batch, (x + 1) * own), scale, bias)
 
 
 def _b2(x: jax.Array, of_batch: jax.Array, own: jax.Array, scale: Any, bias: Any) -> jax.Array:
-    return _affine(x / jnp.maximum(of_batch, own - x), scale, bias)
+    return scaled_and_shifted(x / jnp.maximum(of_batch, own - x), scale, bias)
 
 
 def _s0(x: jax.Array, factor: jax.Array, scale: Any, bias: Any, v: jax.Array) -> jax.Array:
-    return _affine(x * jax.nn.sigmoid(v * x) * factor, scale, bias)
+    return scaled_and_shifted(x * jax.nn.sigmoid(v * x) * factor, scale, bias)
 
 
 def _s1(x: jax.Array, factor: jax.Array, scale: Any, bias: Any) -> jax.Array:
-    return _affine(x * jax.nn.sigmoid(x) * factor, scale, bias)
+    return scaled_and_shifted(x * jax.nn.sigmoid(x) * factor, scale, bias)
 
 
 _FORMULAS: dict[str, Callable[..., jax.Array]] = {"b0": _b0, "b1": _b1, "b2": _b2, "s0": _s0, "s1": _s1, "s2": _s1}
@@ -687,15 +682,13 @@ _FORMULAS: dict[str, Callable[..., jax.Array]] = {"b0": _b0, "b1": _b1, "b2": _b
 
 @functools.partial(jax.jit, static_argnames=("kind", "unbiased"))
 def _evonorm_b(call: BatchCall, *, kind: str, unbiased: bool) -> tuple[jax.Array, RunningVar]:
-    positions = tuple(axis for axis in call.axes if axis)
-
     def deviation(var: jax.Array) -> jax.Array:
         return jnp.sqrt(var + jnp.asarray(call.epsilon, var.dtype))
 
     def with_batch(train: bool) -> tuple[jax.Array, RunningVar]:
         def run(call: BatchCall) -> tuple[jax.Array, RunningVar]:
             wide = widened(call.x)
-            found = moments(call.x, positions, wide=wide, where=call.where)
+            found = call.moments_of_examples(wide)
             (var,), new = _of_batch(call, found, unbiased) if train else (call.running, call.state)
             own = found.var if kind == "b0" else found.var + jnp.square(found.mean)
             others = ((part, call.channels) for part in call.params)
@@ -703,7 +696,7 @@ def _evonorm_b(call: BatchCall, *, kind: str, unbiased: bool) -> tuple[jax.Array
             return elementwise(_FORMULAS[kind], call.x, numbers, wide=wide, where=call.where, dtype=call.dtype), new
 
         # Without positions the statistics of examples are as large as x, and not to be kept.
-        return (run if positions else recomputed(run))(call)
+        return (run if call.positions else recomputed(run))(call)
 
     with jax.named_scope(f"jaxnorm.evonorm_{kind}"):
         return call.run(lambda: with_batch(True), lambda: with_batch(False))
@@ -711,9 +704,7 @@ def _evonorm_b(call: BatchCall, *, kind: str, unbiased: bool) -> tuple[jax.Array
 
 def _of_batch(call: BatchCall, own: Moments, unbiased: bool) -> tuple[RunningVar, RunningVar]:
     """Returns the variance of the batch, from the moments of its examples, and the new state."""
-    batch = combine_moments(own)
-    if call.axis_name is not None:
-        batch = combine_moments(from_devices(batch, call.axis_name, call.axis_index_groups))
+    batch = call.over_devices(combine_moments(own))
     seen = call.counted(batch.n, RunningVar(batch.var), call.running)
     return seen, call.averaged(batch.n, RunningVar(to_average(batch.var, batch.n, unbiased)))
 
@@ -723,7 +714,7 @@ def _evonorm_s(call: SampleCall, *, kind: str, groups: int) -> jax.Array:
     def run(call: SampleCall) -> jax.Array:
         wide = widened(call.x)
         (channel,) = call.features
-        place = sum(a not in call.reduced for a in range(channel))
+        place = call.kept.index(channel)
         _, var, n = found = pool_groups(call.moments(wide), place, groups)
         if kind == "s2":
             var = var + jnp.square(found.mean)

@@ -187,8 +187,7 @@ def _of_vectors(call: BatchCall, size: int) -> tuple[jax.Array, Moments]:
 def _of_examples(call: BatchCall, size: int) -> tuple[jax.Array, Moments]:
     """Returns y and the moments of the ghosts, pooled from those of the examples."""
     wide = widened(call.x)
-    positions = tuple(axis for axis in call.axes if axis)
-    own = moments(call.x, positions, wide=wide, where=call.where)
+    own = call.moments_of_examples(wide)
     examples, first = (own, 0) if call.axis_name is None else _in_order(call, own)
     examples = jax.tree.map(_undivided, examples)
     count = (examples.n.shape[0] + size - 1) // size
@@ -205,7 +204,7 @@ def _of_examples(call: BatchCall, size: int) -> tuple[jax.Array, Moments]:
 
     ghosts = combine_moments(jax.tree.map(stacked, examples))
     mean, var = _counted(call, jax.tree.map(of_each, ghosts, own))
-    return call.normalize(mean, var, axes=positions, wide=wide, feature_axes=call.channels), ghosts
+    return call.normalize(mean, var, axes=call.positions, wide=wide, feature_axes=call.channels), ghosts
 
 
 def _undivided(part: jax.Array) -> jax.Array:

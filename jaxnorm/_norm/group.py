@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._axes import canonical_axes, merge_axes, split_axis
+from jaxnorm._axes import canonical_axes, check_one_axis, merge_axes, split_axis
 from jaxnorm._batch_layer import init_affine
 from jaxnorm._checks import Scalar, check_activation, check_float, check_groups, check_residual, check_size, check_sizes
 from jaxnorm._moments import AxisName, pool_groups
@@ -150,8 +150,7 @@ def group_norm(
     """
     x = check_float("x", x, allow_complex=True)
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
-    if len(channels) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", channels, channel_axis)
     reduced = position_axes(reduction_axes, channels, x.ndim)
     call = checked_sample_call(
         params,
@@ -254,7 +253,7 @@ def _group_norm(call: SampleCall, residual: jax.Array | None, *, groups: int, ac
             return _without_positions(call, residual, groups, activation)
         (channel,) = call.features
         wide = widened(call.x)
-        place = sum(a not in call.reduced for a in range(channel))
+        place = call.kept.index(channel)
         batch = pool_groups(call.moments(wide), place, groups)
         return call.normalize(wide, *batch, residual=residual, activation=activation)
 

@@ -15,7 +15,7 @@ from jaxnorm._axes import is_known, sharding_along
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_affine, check_kinds, check_size, check_type
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, before, combine_moments, from_devices, moments, place_among, select, to_average
+from jaxnorm._moments import AxisName, before, combine_moments, place_among, select, to_average
 from jaxnorm._types import AffineParams, Moments, RunningStats, widened
 
 _NONE = AffineParams(None, None)
@@ -480,23 +480,21 @@ def _conditional_batch_norm(call: BatchCall, labels: jax.Array, *, unbiased: boo
 def _domain_batch_norm(
     call: BatchCall, kinds: jax.Array, kinds_in_inference: jax.Array, *, unbiased: bool, name: str
 ) -> tuple[jax.Array, RunningStats]:
-    positions = tuple(axis for axis in call.axes if axis)
-
     def output(call: BatchCall, kinds: jax.Array, statistics: RunningStats, **then: Any) -> jax.Array:
         affine, features = _affine_rows(call, kinds)
         mean, var = (_rows(part, kinds, call) for part in statistics)
-        return call.normalize(mean, var, affine=affine, axes=positions, feature_axes=features, **then)
+        return call.normalize(mean, var, affine=affine, axes=call.positions, feature_axes=features, **then)
 
     def trained(call: BatchCall) -> tuple[jax.Array, Moments]:
         wide = widened(call.x)
-        own = moments(call.x, positions, wide=wide, where=call.where)
+        own = call.moments_of_examples(wide)
         found = _pooled(own, kinds, call)
         seen = call.counted(found.n, RunningStats(found.mean, found.var), call.running)
         return output(call, kinds, seen, wide=wide), found
 
     def training() -> tuple[jax.Array, RunningStats]:
         # Without positions what is pooled is as large as x, and not to be kept.
-        y, found = (trained if positions else recomputed(trained))(call)
+        y, found = (trained if call.positions else recomputed(trained))(call)
         return y, call.averaged(found.n, RunningStats(found.mean, to_average(found.var, found.n, unbiased)))
 
     def inference() -> tuple[jax.Array, RunningStats]:
@@ -515,6 +513,4 @@ def _pooled(own: Moments, kinds: jax.Array, call: BatchCall) -> Moments:
         return combine_moments(jax.tree.map(lambda part: select(n > 0, part), own._replace(n=n)))
 
     found = jax.vmap(of_kind)(jnp.arange(call.state.mean.shape[0]))
-    if call.axis_name is None:
-        return found
-    return combine_moments(from_devices(found, call.axis_name, call.axis_index_groups))
+    return call.over_devices(found)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._axes import canonical_axes, match_sharding, other_axes
+from jaxnorm._axes import canonical_axes, check_one_axis, match_sharding, other_axes
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import (
     Scalar,
@@ -276,8 +276,7 @@ def switchable_norm(
         dtype=dtype,
     )
     check_batch_axis(call, channel_axis)
-    if len(call.channels) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", call.channels, channel_axis)
     return _switchable_norm(call, unbiased=bool(unbiased))
 
 
@@ -539,22 +538,6 @@ def virtual_batch_norm(
     return _virtual_batch_norm(params, x, reference, where, epsilon, channels=channels, dtype=dtype)
 
 
-def _positions(call: BatchCall) -> tuple[int, ...]:
-    return tuple(axis for axis in call.axes if axis)
-
-
-def _of_examples(call: BatchCall, wide: jax.Array) -> Moments:
-    return moments(call.x, _positions(call), wide=wide, where=call.where)
-
-
-def _pooled(call: BatchCall, own: Moments) -> Moments:
-    """Returns the moments of the batch, from those of its examples, and pooled over devices."""
-    found = combine_moments(own)
-    if call.axis_name is None:
-        return found
-    return combine_moments(from_devices(found, call.axis_name, call.axis_index_groups))
-
-
 def _to_examples(part: jax.Array, own: jax.Array) -> jax.Array:
     """Returns a statistic of the batch for every example, sharded as the example's own."""
     return match_sharding(jnp.broadcast_to(part[None], own.shape), own)
@@ -564,7 +547,7 @@ def _batch_of(call: BatchCall, own: Moments | None, unbiased: bool) -> tuple[Run
     """Returns the statistics of the batch that are used, and the new state; own moments are given in training alone."""
     if own is None:
         return call.running, call.state
-    batch = _pooled(call, own)
+    batch = call.over_devices(combine_moments(own))
     seen = call.counted(batch.n, RunningStats(batch.mean, batch.var), call.running)
     return seen, call.averaged(batch.n, RunningStats(batch.mean, to_average(batch.var, batch.n, unbiased)))
 
@@ -575,7 +558,7 @@ def _in_both_modes(call: BatchCall, output: Any, unbiased: bool) -> tuple[jax.Ar
     def with_batch(train: bool) -> tuple[jax.Array, RunningStats]:
         def run(call: BatchCall) -> tuple[jax.Array, RunningStats]:
             wide = widened(call.x)
-            own = _of_examples(call, wide)
+            own = call.moments_of_examples(wide)
             batch, new = _batch_of(call, own if train else None, unbiased)
             seen = RunningStats(*(_to_examples(part, own.mean) for part in batch))
             if call.where is not None:  # of which nothing counts: as the batch
@@ -583,7 +566,7 @@ def _in_both_modes(call: BatchCall, output: Any, unbiased: bool) -> tuple[jax.Ar
             return output(call, wide, own, seen), new
 
         # Without positions the statistics of examples are as large as x, and not to be kept.
-        return (run if _positions(call) else recomputed(run))(call)
+        return (run if call.positions else recomputed(run))(call)
 
     return call.run(lambda: with_batch(True), lambda: with_batch(False))
 
@@ -592,20 +575,20 @@ def _in_both_modes(call: BatchCall, output: Any, unbiased: bool) -> tuple[jax.Ar
 def _batch_instance_norm(call: BatchCall, *, unbiased: bool) -> tuple[jax.Array, RunningStats]:
     def output(call: BatchCall, wide: jax.Array, own: Moments, batch: RunningStats) -> jax.Array:
         """`gate a + (1 - gate) b` as one scale of `x - mean` and a bias, with the example's mean: it loses no digits."""
-        gate = _along(call, call.params.gate, own.mean)
+        gate = _along(call.params.gate, own.mean)
         of_batch, of_example = (inverse_deviation(var, call.epsilon) for var in (batch.var, own.var))
         factor = gate * of_batch + (1 - gate) * of_example
         shift = gate * of_batch * (own.mean - batch.mean)
-        scale, bias = (None if part is None else _along(call, part, own.mean) for part in call.params[:2])
+        scale, bias = (None if part is None else _along(part, own.mean) for part in call.params[:2])
         shift = shift if scale is None else shift * scale
         affine = AffineParams(scale, shift if bias is None else shift + bias)
-        return call.rescale(own.mean, factor, affine=affine, axes=_positions(call), wide=wide)
+        return call.rescale(own.mean, factor, affine=affine, axes=call.positions, wide=wide)
 
     with jax.named_scope("jaxnorm.batch_instance_norm"):
         return _in_both_modes(call, output, unbiased)
 
 
-def _along(call: BatchCall, part: jax.Array, own: jax.Array) -> jax.Array:
+def _along(part: jax.Array, own: jax.Array) -> jax.Array:
     """Returns a parameter of the channels for every example, in the type of the example's statistics."""
     return _to_examples(part.astype(own.dtype), own)
 
@@ -623,7 +606,7 @@ def _switchable_norm(call: BatchCall, *, unbiased: bool) -> tuple[jax.Array, Run
             return weights[0] * instance + weights[1] * of_layer + weights[2] * batch
 
         mean, var = mixed(of_means, own.mean, layer.mean, batch.mean), mixed(of_vars, own.var, layer.var, batch.var)
-        return call.normalize(mean, var, axes=_positions(call), feature_axes=call.channels, wide=wide)
+        return call.normalize(mean, var, axes=call.positions, feature_axes=call.channels, wide=wide)
 
     with jax.named_scope("jaxnorm.switchable_norm"):
         return _in_both_modes(call, output, unbiased)
@@ -635,9 +618,9 @@ def _tracked_instance_norm(call: BatchCall, *, unbiased: bool) -> tuple[jax.Arra
         if not call.x.size:
             return inference()
         wide = widened(call.x)
-        own = _of_examples(call, wide)
+        own = call.moments_of_examples(wide)
         var = own.var if call.where is None else jnp.where(own.n > 0, own.var, jnp.inf)
-        y = call.normalize(own.mean, var, axes=_positions(call), feature_axes=call.channels, wide=wide)
+        y = call.normalize(own.mean, var, axes=call.positions, feature_axes=call.channels, wide=wide)
         counts = (own.n > 0).astype(own.n.dtype)
         mean, variance = (combine_mean(Mean(part, counts)) for part in (own.mean, to_average(own.var, own.n, unbiased)))
         if call.axis_name is not None:

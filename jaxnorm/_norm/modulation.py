@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import canonical_axes
+from jaxnorm._axes import canonical_axes, check_one_axis
 from jaxnorm._batch_layer import init_affine
 from jaxnorm._checks import (
     Scalar,
@@ -26,7 +26,7 @@ from jaxnorm._checks import (
     check_where,
 )
 from jaxnorm._moments import AxisName, moments, root
-from jaxnorm._normalize import elementwise
+from jaxnorm._normalize import elementwise, scaled_and_shifted
 from jaxnorm._sample_layer import SampleCall, checked_channel_call
 from jaxnorm._types import AffineParams, DynamicTanhParams, widened
 
@@ -226,8 +226,7 @@ def modulate(
     """
     x = check_float("x", x, allow_complex=True)
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
-    if len(channels) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", channels, channel_axis)
     check_scalar("scale_offset", scale_offset, low=-np.inf)
     (scale, of_scale), (bias, of_bias) = (_given(name, a, x, channels[0]) for name, a in (("scale", scale), ("bias", bias)))
     dtype = check_output_dtype(dtype, x)
@@ -330,12 +329,7 @@ def _dynamic_tanh(params: DynamicTanhParams, x: jax.Array, *, channels: tuple[in
 
 
 def _squashed(x: jax.Array, alpha: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    return _scaled(jnp.tanh(alpha * x), scale, bias)
-
-
-def _scaled(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    y = x if scale is None else x * scale
-    return y if bias is None else y + bias
+    return scaled_and_shifted(jnp.tanh(alpha * x), scale, bias)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "dtype", "name"))
@@ -346,7 +340,7 @@ def _modulate(
         of_scale, of_bias = axes
         if scale is not None:
             scale = widened(scale) + lax.stop_gradient(jnp.asarray(scale_offset, widened(scale).dtype))
-        return elementwise(_scaled, x, ((scale, of_scale), (bias, of_bias)), dtype=dtype)
+        return elementwise(scaled_and_shifted, x, ((scale, of_scale), (bias, of_bias)), dtype=dtype)
 
 
 @jax.jit

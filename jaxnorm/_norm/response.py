@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
-from jaxnorm._axes import canonical_axes, count_of, explicit_sharding, match_sharding
+from jaxnorm._axes import canonical_axes, check_one_axis, count_of, explicit_sharding, match_sharding
 from jaxnorm._batch_layer import init_affine
 from jaxnorm._checks import Scalar, check_dtype, check_float, check_output_dtype, check_scalar, check_size, check_sizes
 from jaxnorm._compiler import recomputed
 from jaxnorm._moments import AxisName, abs_square, root
-from jaxnorm._normalize import elementwise
+from jaxnorm._normalize import elementwise, scaled_and_shifted
 from jaxnorm._sample_layer import SampleCall, checked_channel_call
 from jaxnorm._types import AffineParams, FilterResponseParams, widened
 
@@ -230,8 +230,7 @@ def global_response_norm(
         dtype=dtype,
         takes_complex=True,
     )
-    if len(call.features) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", call.features, channel_axis)
     return _global_response_norm(call)
 
 
@@ -280,8 +279,7 @@ def local_response_norm(
     """
     x = check_float("x", x, allow_complex=True)
     channels = canonical_axes("channel_axis", channel_axis, x.ndim)
-    if len(channels) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", channels, channel_axis)
     amounts = tuple(check_scalar(name, a, low=0) for name, a in (("k", k), ("alpha", alpha), ("beta", beta)))
     dtype = check_output_dtype(dtype, x)
     return _local_response_norm(x, amounts, size=check_size("size", size), axis=channels[0], dtype=dtype)
@@ -299,9 +297,7 @@ def _filter_response_norm(call: SampleCall) -> jax.Array:
 
 
 def _thresholded(x: jax.Array, factor: jax.Array, scale: Any, bias: Any, threshold: Any) -> jax.Array:
-    y = x * factor
-    y = y if scale is None else y * scale
-    y = y if bias is None else y + bias
+    y = scaled_and_shifted(x * factor, scale, bias)
     return y if threshold is None else jnp.maximum(y, threshold)
 
 
@@ -311,7 +307,7 @@ def _global_response_norm(call: SampleCall) -> jax.Array:
         wide = widened(call.x)
         square, n = call.mean_square(wide)
         response = root(square * n)
-        place = sum(a not in call.reduced for a in range(call.features[0]))
+        place = call.kept.index(call.features[0])
         channels = count_of((response.shape[place],), response.dtype)
         mean = jnp.sum(response, place, keepdims=True) / channels + jnp.asarray(call.epsilon, response.dtype)
         share = jnp.where(mean > 0, response / jnp.where(mean > 0, mean, 1), 0)

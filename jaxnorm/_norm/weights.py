@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnorm._axes import canonical_axes, explicit_sharding, match_sharding, other_axes
+from jaxnorm._axes import canonical_axes, check_one_axis, explicit_sharding, match_sharding, other_axes
 from jaxnorm._checks import (
     Scalar,
     check_flag,
@@ -285,8 +285,7 @@ def spectral_norm(
     """
     kernel, reduced = _checked_kernel(kernel, channel_axis)
     channels = other_axes(reduced, kernel.ndim)
-    if len(channels) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", channels, channel_axis)
     check_scalar("epsilon", epsilon, low=0)
     check_type("state", state, SpectralStats)
     for name, part, shape in (("u", state.u, (kernel.shape[channels[0]],)), ("sigma", state.sigma, ())):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import merge_axes, other_axes, split_axis
+from jaxnorm._axes import check_one_axis, merge_axes, other_axes, split_axis
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_groups, check_size
 from jaxnorm._compiler import recomputed
@@ -312,8 +312,7 @@ def _checked(params: AffineParams, state: Any, x: jax.Array, group_size: int, ch
 
 
 def _state_shapes(channels: tuple[int, ...], group_size: int, channel_axis: Any) -> CovarianceStats:
-    if len(channels) != 1:
-        raise ValueError(f"channel_axis must be one axis, got {channel_axis!r}")
+    check_one_axis("channel_axis", channels, channel_axis)
     groups, _ = check_groups(channels[0], group_size=group_size)
     return CovarianceStats(mean=channels, cov=(groups, group_size, group_size))  # type: ignore[arg-type]
 
