@@ -1,6 +1,7 @@
 """Configuration of every test: 8 CPU devices, key reuse is an error, no accidental promotion or broadcasting."""
 
 import importlib.util
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from tiers import put_crossings_behind_slow
 
 _DEVICES = 8
+_TESTS_BETWEEN_CLEARINGS = 100
+_tests_run = itertools.count(1)
 _JAX_DEFAULTS = ("training", "experiments")  # folders of tests in which arrays may promote, as in jax's defaults
 
 if importlib.util.find_spec("hypothesis"):  # a machine with an accelerator may be without
@@ -61,6 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     found = jax.devices("cpu")
     assert len(found) == _DEVICES, f"the tests need {_DEVICES} CPU devices, got {found}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Lets go of compiled programs now and then: what is needed again comes from the compilation cache.
+
+    Each program maps memory of its own, and Linux ends a process that maps more than 65,530 pieces.
+    """
+    if next(_tests_run) % _TESTS_BETWEEN_CLEARINGS == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
