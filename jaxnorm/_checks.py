@@ -183,6 +183,13 @@ def check_flag(name: str, value: Any) -> Any:
     raise TypeError(f"{name} must be True or False, or a traced bool scalar, got {_show(value)}")
 
 
+def check_known_flag(name: str, value: Any) -> bool:
+    """Returns `value`, or raises unless it is a bool that is known when the function is traced."""
+    if not isinstance(flag := check_flag(name, value), bool):
+        raise TypeError(f"{name} must be known when the function is traced, got a traced bool")
+    return flag
+
+
 def check_size(name: str, value: Any) -> int:
     """Returns `value`, or raises unless it is a Python int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

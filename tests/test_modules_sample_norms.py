@@ -139,13 +139,17 @@ def test_attributes_of_groups_are_those_of_flax() -> None:
 
 def test_metadata_in_nnx_and_fields_beyond_those_of_flax() -> None:
     x = batch((4, 6))
-    norm = jaxnorm.nnx.RMSNorm(6, scale_offset=1.0, fraction=0.5, rngs=flax.nnx.Rngs(0), scale_metadata={"note": "ours"})
+    options = {"scale_offset": 1.0, "fraction": 0.5, "round_before_scale": True}
+    norm = jaxnorm.nnx.RMSNorm(6, **options, dtype=jnp.bfloat16, rngs=flax.nnx.Rngs(0), scale_metadata={"note": "ours"})
     assert norm.scale is not None
     assert norm.scale.get_metadata()["note"] == "ours"
-    scale = jnp.ones(6)
-    wanted = jaxnorm.rms_norm(jaxnorm.AffineParams(scale, None), x, scale_offset=1.0, fraction=0.5)
+    scale = params_of("RMSNorm", 6)["scale"]
+    norm.scale.set_value(scale)
+    params = jaxnorm.AffineParams(scale, None)
+    wanted = jaxnorm.rms_norm(params, x, **options, dtype=jnp.bfloat16)
+    assert (wanted != jaxnorm.rms_norm(params, x, **options | {"round_before_scale": False}, dtype=jnp.bfloat16)).any()
     np.testing.assert_array_equal(norm(x), wanted)
-    linen = jaxnorm.linen.RMSNorm(scale_offset=1.0, fraction=0.5)
+    linen = jaxnorm.linen.RMSNorm(**options, dtype=jnp.bfloat16)
     np.testing.assert_array_equal(linen.apply({"params": {"scale": scale}}, x), wanted)
 
 

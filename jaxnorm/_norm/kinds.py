@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxnorm._axes import is_known, sharding_along
+from jaxnorm._axes import count_of, explicit_sharding, is_known, sharding_along, vary, varying
 from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
 from jaxnorm._checks import Scalar, check_affine, check_kinds, check_size, check_type
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, before, combine_moments, place_among, select, to_average
-from jaxnorm._types import AffineParams, Moments, RunningStats, widened
+from jaxnorm._moments import AxisName, abs_square, before, combine_moments, place_among, select, to_average
+from jaxnorm._types import AffineParams, Moments, RunningStats, real_dtype, widened
 
 _NONE = AffineParams(None, None)
 
@@ -487,13 +488,12 @@ def _domain_batch_norm(
 
     def trained(call: BatchCall) -> tuple[jax.Array, Moments]:
         wide = widened(call.x)
-        own = call.moments_of_examples(wide)
-        found = _pooled(own, kinds, call)
+        found = call.over_devices((_pooled if call.positions else _summed)(call, kinds, wide))
         seen = call.counted(found.n, RunningStats(found.mean, found.var), call.running)
         return output(call, kinds, seen, wide=wide), found
 
     def training() -> tuple[jax.Array, RunningStats]:
-        # Without positions what is pooled is as large as x, and not to be kept.
+        # Of vectors each example's own statistics would be as large as x: they are not made, and what is as large is not kept.
         y, found = (trained if call.positions else recomputed(trained))(call)
         return y, call.averaged(found.n, RunningStats(found.mean, to_average(found.var, found.n, unbiased)))
 
@@ -504,13 +504,47 @@ def _domain_batch_norm(
         return call.run(training, inference)
 
 
-def _pooled(own: Moments, kinds: jax.Array, call: BatchCall) -> Moments:
-    """Returns the moments of every kind, pooled from those of the examples, and over devices."""
+def _summed(call: BatchCall, kinds: jax.Array, wide: jax.Array) -> Moments:
+    """Returns the moments of every kind, of examples that are vectors."""
+    count = call.state.mean.shape[0]
+    one = jnp.ones((1,) * wide.ndim, bool) if call.where is None else call.where
+    counted = jnp.broadcast_to(one, (wide.shape[0], *one.shape[1:]))
+    n = _sum_of_kinds(counted.astype(real_dtype(wide.dtype)), kinds, count)
+    size = count_of(wide.shape[:1], n.dtype)
+
+    def mean_of(x: jax.Array) -> jax.Array:
+        # Divided before it is summed too, so that no finite numbers overflow.
+        return _sum_of_kinds(select(call.where, x / size), kinds, count) * (size / jnp.maximum(n, 1))
+
+    rough = mean_of(wide)
+    mean = rough + mean_of(wide - _rows(rough, kinds, call))
+    var = mean_of(abs_square(wide - _rows(mean, kinds, call)))
+    return Moments(mean, var, n + jnp.zeros_like(var))
+
+
+def _sum_of_kinds(x: jax.Array, kinds: jax.Array, count: int) -> jax.Array:
+    """Returns the sum of the examples of each kind; of a kind that there is not, none."""
+
+    def scattered(x: jax.Array, kinds: jax.Array) -> jax.Array:
+        zeros = vary(jnp.zeros((count, *x.shape[1:]), x.dtype), varying(x))
+        return zeros.at[kinds].add(x, mode="drop", wrap_negative_indices=False)
+
+    def selected(x: jax.Array, kinds: jax.Array) -> jax.Array:
+        return jax.vmap(lambda kind: jnp.sum(select(before(kinds == kind, x), x), 0))(jnp.arange(count))
+
+    if explicit_sharding(x) is not None:
+        return selected(x, kinds)
+    # To add row by row is many times faster for a CPU, and slower for others.
+    return lax.platform_dependent(x, kinds, cpu=scattered, default=selected)
+
+
+def _pooled(call: BatchCall, kinds: jax.Array, wide: jax.Array) -> Moments:
+    """Returns the moments of every kind, pooled from those of the examples."""
+    own = call.moments_of_examples(wide)
 
     def of_kind(kind: jax.Array) -> Moments:
         n = select(before(kinds == kind, own.n), own.n)
         # What is not of this kind has no weight, and must not bring in its NaN either.
         return combine_moments(jax.tree.map(lambda part: select(n > 0, part), own._replace(n=n)))
 
-    found = jax.vmap(of_kind)(jnp.arange(call.state.mean.shape[0]))
-    return call.over_devices(found)
+    return jax.vmap(of_kind)(jnp.arange(call.state.mean.shape[0]))

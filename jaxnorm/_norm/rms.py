@@ -16,8 +16,8 @@ from jaxnorm._batch_layer import init_affine
 from jaxnorm._checks import (
     Scalar,
     check_activation,
-    check_flag,
     check_float,
+    check_known_flag,
     check_number,
     check_scalar,
     check_shape,
@@ -26,7 +26,7 @@ from jaxnorm._checks import (
 )
 from jaxnorm._compiler import recomputed
 from jaxnorm._moments import AxisName
-from jaxnorm._normalize import Activation, valid
+from jaxnorm._normalize import Activation, elementwise, scaled_and_shifted, valid
 from jaxnorm._sample_layer import SampleCall, checked_sample_call
 from jaxnorm._types import AffineParams, wide_dtype, widened
 
@@ -75,6 +75,7 @@ def rms_norm(
     epsilon: Scalar = 1e-6,
     fraction: float = 1.0,
     scale_offset: Scalar = 0.0,
+    round_before_scale: bool = False,
     reduction_axes: int | Sequence[int] = -1,
     feature_axes: int | Sequence[int] = -1,
     where: jax.Array | None = None,
@@ -87,9 +88,8 @@ def rms_norm(
     Training and inference: `y = (scale_offset + scale) x / sqrt(mean_square + epsilon) + bias`, where
     `mean_square = sum(|x|^2) / n` is that over the reduction axes, or over their first `fraction` (pRMSNorm).
 
-    It is computed in float32 or wider, and y alone is rounded. No example depends on another. For the gradient nothing is kept
-    but x and numbers of the statistics' size. Where a model rounds before the scale, as T5 and Llama do, write
-    `scale * rms_norm(AffineParams(None, None), x)`.
+    It is computed in float32 or wider, and y alone is rounded, but with `round_before_scale`. No example depends on another. For
+    the gradient nothing is kept but x and numbers of the statistics' size.
 
     Args:
       params: `AffineParams(scale, bias)`, each with the sizes of the feature axes as its shape, or None.
@@ -98,6 +98,8 @@ def rms_norm(
       fraction: of the features, the first of which are squared: above 0 and at most 1, of one reduction axis; at least one is.
       scale_offset: added to the scale, without a gradient; a number or a traced scalar. 1 for scales that are kept as their
         difference from 1, as Gemma and Qwen3-Next keep them.
+      round_before_scale: whether what is normalized, and the scale, are rounded to `dtype` before they are multiplied, as in T5
+        and Llama, whose outputs of half precision differ by that.
       reduction_axes: the axis, or axes, over which the mean square is taken.
       feature_axes: the axis, or axes, along which scale and bias vary; their sizes in ascending order of the axes are the shape
         of the parameters.
@@ -117,8 +119,8 @@ def rms_norm(
         fraction below 1 meets several reduction axes, or an axis_name; if an axis is out of range or named twice; if where has
         another rank than x or does not broadcast to it; if axis_name is not bound where the function is called, or
         axis_index_groups does not fit it.
-      TypeError: if x holds integers or bools; if where does not hold bools; if fraction is traced; if dtype is none of floating
-        point numbers, or real for a complex x.
+      TypeError: if x holds integers or bools; if where does not hold bools; if fraction is traced; if round_before_scale is no
+        bool, or traced; if dtype is none of floating point numbers, or real for a complex x.
 
     References:
       Zhang, Sennrich, "Root mean square layer normalization", NeurIPS 2019, https://arxiv.org/abs/1910.07467.
@@ -143,7 +145,7 @@ def rms_norm(
         axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
-    return _rms_norm(call, first=_first(fraction, call))
+    return _rms_norm(call, first=_first(fraction, call), rounded=check_known_flag("round_before_scale", round_before_scale))
 
 
 def init_gated_rms_norm(
@@ -247,8 +249,7 @@ def gated_rms_norm(
     gate = check_float("gate", gate)
     check_shape("gate", gate, x.shape, "that of x")
     check_activation(activation, x, optional=False)
-    if not isinstance(check_flag("gate_first", gate_first), bool):
-        raise TypeError("gate_first must be known when the function is traced, got a traced bool")
+    gate_first = check_known_flag("gate_first", gate_first)
     call = _checked(
         params,
         x,
@@ -261,7 +262,7 @@ def gated_rms_norm(
         axis_index_groups=axis_index_groups,
         dtype=dtype,
     )
-    return _gated_rms_norm(call, gate, gate_first=bool(gate_first), activation=activation)
+    return _gated_rms_norm(call, gate, gate_first=gate_first, activation=activation)
 
 
 def _checked(
@@ -299,12 +300,21 @@ def _first(fraction: float, call: SampleCall) -> int | None:
     return max(1, int(float(fraction) * sizes[0]))
 
 
-@functools.partial(jax.jit, static_argnames=("first",))
-def _rms_norm(call: SampleCall, *, first: int | None) -> jax.Array:
-    with jax.named_scope("jaxnorm.rms_norm"):
+@functools.partial(jax.jit, static_argnames=("first", "rounded"))
+def _rms_norm(call: SampleCall, *, first: int | None, rounded: bool) -> jax.Array:
+    def normalized(call: SampleCall) -> jax.Array:
         wide = widened(call.x)
         squared = call if first is None else dataclasses.replace(call, where=_among_first(first, call))
         return call.normalize(wide, None, *squared.mean_square(wide))
+
+    @recomputed
+    def scaled_after(call: SampleCall) -> jax.Array:
+        y = normalized(dataclasses.replace(call, params=AffineParams(None, None)))
+        scale, bias = (None if a is None else a.astype(call.dtype) for a in call.params)
+        return elementwise(scaled_and_shifted, y, ((scale, call.features), (bias, call.features)), dtype=call.dtype)
+
+    with jax.named_scope("jaxnorm.rms_norm"):
+        return scaled_after(call) if rounded else normalized(call)
 
 
 def _among_first(first: int, call: SampleCall) -> jax.Array:

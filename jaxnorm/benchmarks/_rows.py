@@ -249,6 +249,14 @@ def _linen_dropout(x: jax.ShapeDtypeStruct) -> Layer:
     return linen.dropout(x, module=jaxnorm.linen.Dropout)
 
 
+def _linen_weight_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    return linen.kernel_norm(x, module=jaxnorm.linen.WeightNorm)
+
+
+def _linen_spectral_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    return linen.kernel_norm(x, module=jaxnorm.linen.SpectralNorm, update_stats=True)
+
+
 def _batch(name: str, **options: Any) -> dict[str, Builder]:
     """Returns our builder of a layer with statistics of the batch, by its name."""
     return {"jaxnorm": norm(getattr(jaxnorm, name), getattr(jaxnorm, f"init_{name}"), **options)}
@@ -305,6 +313,8 @@ _DECORRELATED = {"jaxnorm": norm(jaxnorm.decorrelated_batch_norm, jaxnorm.init_d
 _LAYER_NORM = {"jaxnorm": layer_norm}
 _FILTER_RESPONSE = {"jaxnorm": sample_norm(jaxnorm.filter_response_norm, jaxnorm.init_filter_response_norm)}
 _GLOBAL_RESPONSE = {"jaxnorm": sample_norm(jaxnorm.global_response_norm, jaxnorm.init_global_response_norm)}
+_WEIGHT_NORM = {"jaxnorm": _weight_norm, "jaxnorm.linen": _linen_weight_norm}
+_SPECTRAL_NORM = {"jaxnorm": _spectral_norm, "jaxnorm.linen": _linen_spectral_norm}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
 
 # fmt: off
@@ -346,10 +356,10 @@ ROWS = (
         _TOKENS, passes=8, quick=False),
     Row("modulate", "Modulation of each example", _TRAINING, {"jaxnorm": _of_examples}, _MAPS, passes=8, quick=False),
     Row("adaptive_instance_norm", "Adaptive instance norm", _TRAINING, {"jaxnorm": _styled}, _MAPS, passes=10, quick=False),
-    Row("weight_norm", "Weight norm", _TRAINING, {"jaxnorm": _weight_norm}, _KERNELS, passes=8, quick=False),
+    Row("weight_norm", "Weight norm", _TRAINING, _WEIGHT_NORM, _KERNELS, passes=8, quick=False),
     Row("weight_standardization", "Weight standardization", _TRAINING,
         {"jaxnorm": _without_parameters(jaxnorm.weight_standardization)}, _KERNELS, passes=8, quick=False),
-    Row("spectral_norm", "Spectral norm", _TRAINING, {"jaxnorm": _spectral_norm}, _KERNELS, passes=8, quick=False),
+    Row("spectral_norm", "Spectral norm", _TRAINING, _SPECTRAL_NORM, _KERNELS, passes=8, quick=False),
     Row("batch_renorm", "Batch renorm", _TRAINING, _RENORM, _IMAGES, passes=8),
     Row("conditional_batch_norm", "Conditional batch norm", _TRAINING, _CONDITIONAL, _IMAGES, passes=8, quick=False),
     Row("domain_batch_norm", "Domain-specific batch norm", _TRAINING, _DOMAIN, _IMAGES, passes=8, quick=False),

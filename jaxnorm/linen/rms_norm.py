@@ -32,6 +32,7 @@ class RMSNorm(nn.Module):
       axis_index_groups: groups of indices along `axis_name`, which are pooled separately.
       fraction: of the features, the first of which are squared (pRMSNorm).
       scale_offset: added to the scale; 1 where it is kept as its difference from 1, with a `scale_init` of zeros.
+      round_before_scale: whether what is normalized is rounded before it is multiplied by the scale, as in T5 and Llama.
       use_fast_variance: accepted and without effect: there is no other.
       force_float32_reductions: accepted and without effect: statistics are always computed in float32 or wider.
 
@@ -60,6 +61,7 @@ class RMSNorm(nn.Module):
     force_float32_reductions: bool = True
     fraction: float = 1.0
     scale_offset: float | jax.Array = 0.0
+    round_before_scale: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:

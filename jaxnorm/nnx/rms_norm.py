@@ -36,6 +36,7 @@ class RMSNorm(AffineLayer):
       promote_dtype: accepted and without effect: nothing but the output is rounded.
       fraction: of the features, the first of which are squared (pRMSNorm).
       scale_offset: added to the scale; 1 where it is kept as its difference from 1, with a `scale_init` of zeros.
+      round_before_scale: whether what is normalized is rounded before it is multiplied by the scale, as in T5 and Llama.
       rngs: the streams, of which `params` gives the keys of the initializers.
       scale_metadata: metadata of the scale, as for its sharding.
 
@@ -70,6 +71,7 @@ class RMSNorm(AffineLayer):
         promote_dtype: Callable[..., Any] | None = None,
         fraction: float = 1.0,
         scale_offset: float | jax.Array = 0.0,
+        round_before_scale: bool = False,
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
@@ -91,6 +93,7 @@ class RMSNorm(AffineLayer):
         self.feature_axes = feature_axes
         self.fraction = fraction
         self.scale_offset = scale_offset
+        self.round_before_scale = round_before_scale
         self.axis_name = axis_name
         self.axis_index_groups = axis_index_groups
         self.use_fast_variance = use_fast_variance

@@ -1,5 +1,6 @@
 """rms_norm and gated_rms_norm: the oracle, closed forms, invariances, conventions of public models, what is kept, and errors."""
 
+import functools
 from typing import Any
 
 import jax
@@ -100,18 +101,38 @@ def test_a_half_scale_beside_an_offset_keeps_its_digits() -> None:
     assert_allclose(y, (1 + 2**-9) * rms_norm(NONE, x), rtol=1e-6)
 
 
-def test_rounding_before_the_scale_is_two_calls() -> None:
-    """T5's and Llama's: what is normalized is rounded, and then scaled in half precision."""
-    x, scale = normal((8, 64)).astype(jnp.bfloat16), parameters(64).scale.astype(jnp.bfloat16)
-    wide = x.astype(jnp.float32)
-    hidden = (wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)).astype(jnp.bfloat16)
-    assert_array_equal(scale[None] * rms_norm(NONE, x), scale[None] * hidden)
+@pytest.mark.parametrize("scale_dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+def test_rounding_before_the_scale_gives_what_t5_and_llama_do(scale_dtype: Any) -> None:
+    x, params = normal((8, 64)).astype(jnp.bfloat16), AffineParams(parameters(64).scale.astype(scale_dtype), None)
+    weights = normal((8, 64), seed=3).astype(jnp.bfloat16)
+
+    def formula(params: AffineParams, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        hidden = (wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)).astype(x.dtype)
+        return params.scale.astype(x.dtype)[None] * hidden
+
+    norm = functools.partial(rms_norm, round_before_scale=True)
+    assert_array_equal(norm(params, x), formula(params, x))
+    assert (norm(params, x) != rms_norm(params, x)).any()
+    got, expected = (jax.jit(lambda *a, f=f: jax.vjp(f, *a)[1](weights))(params, x) for f in (norm, formula))
+    assert_allclose(np.float32(got[0].scale), np.float32(expected[0].scale), rtol=0.02, atol=0.05)
+    assert_allclose(np.float32(got[1]), np.float32(expected[1]), rtol=0.02, atol=0.02)
 
 
+def test_rounding_before_the_scale_with_all_other_options() -> None:
+    """Where the type is x's own, nothing is rounded: any axes, a mask, an offset and a bias."""
+    x, where = data((4, 2, 3, 5)), counted()[:1, :1, :1, :1] | (jnp.arange(5).reshape(1, 1, 1, 5) != 2)
+    options = {"reduction_axes": (2, 3), "feature_axes": (1, 3), "where": where, "scale_offset": 0.5, "epsilon": 1e-3}
+    params = parameters(2, 5, bias=True)
+    assert_allclose(rms_norm(params, x, round_before_scale=True, **options), rms_norm(params, x, **options), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["at_once", "rounded_before"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
-def test_the_gradient_keeps_x_and_numbers_of_the_statistics(dtype: Any) -> None:
+def test_the_gradient_keeps_x_and_numbers_of_the_statistics(dtype: Any, rounded: bool) -> None:
     x, params = data((64, 16, 128), dtype=dtype), parameters(128)
-    kept = residuals(lambda params, x: (rms_norm(params, x, scale_offset=1.0), None), params, x)
+    norm = functools.partial(rms_norm, scale_offset=1.0, round_before_scale=rounded)
+    kept = residuals(lambda params, x: (norm(params, x), None), params, x)
     assert kept.keeps_input
     assert kept.nbytes <= 4 * (4 * 64 * 16) + 2 * 4 * 128
 
@@ -238,6 +259,7 @@ def test_padding_of_x_and_gate_that_is_not_finite_reaches_nothing(gate_first: bo
         ({"fraction": "half"}, TypeError, r"fraction must be a number in \[0, 1\], got 'half'"),
         ({"fraction": 0.5, "reduction_axes": (1, 3)}, ValueError, "fraction must be 1 for several reduction_axes"),
         ({"scale_offset": jnp.ones(2)}, ValueError, "scale_offset must have shape"),
+        ({"round_before_scale": 1}, TypeError, "round_before_scale must be True or False"),
         ({"scale_offset": None}, TypeError, "scale_offset must be a number"),
         ({"epsilon": -1e-3}, ValueError, r"epsilon must be in \[0, inf\), got -0.001"),
         ({"reduction_axes": 4}, ValueError, "reduction_axes is out of range for an array of rank 4, got 4"),

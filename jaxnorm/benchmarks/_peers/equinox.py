@@ -59,6 +59,42 @@ def _mapped(module: Any, axes: int) -> Layer:
     return Layer(apply, params)
 
 
+def _weight_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    eqx = importlib.import_module("equinox")
+    wrapper = eqx.nn.WeightNorm(_kernel(x), axis=len(x.shape) - 1)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return eqx.tree_at(lambda layer: (layer.layer.weight, layer.g), wrapper, (x, params))(None), state
+
+    return Layer(apply, wrapper.g)
+
+
+def _spectral_norm(x: jax.ShapeDtypeStruct) -> Layer | None:
+    if len(x.shape) > 2:
+        return None  # it would be taken for a matrix of other rows and columns
+    eqx = importlib.import_module("equinox")
+    wrapper, state = eqx.nn.make_with_state(eqx.nn.SpectralNorm)(_kernel(x), "weight", key=jax.random.key(0))
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        state = jax.tree.map(lambda part: part, state)  # a copy: one that was used is refused
+        return eqx.tree_at(lambda layer: layer.layer.weight, wrapper, x)(None, state)
+
+    return Layer(apply, state=state)
+
+
+def _kernel(x: jax.ShapeDtypeStruct) -> Any:
+    """Returns a layer that is nothing but its kernel."""
+    eqx = importlib.import_module("equinox")
+
+    class Kernel(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, _: Any) -> jax.Array:
+            return self.weight
+
+    return Kernel(jax.random.normal(jax.random.key(0), x.shape, x.dtype))
+
+
 LAYERS = {
     "dropout": {"equinox": _dropout},
     "batch_norm": {"equinox": _batch_norm},
@@ -68,5 +104,7 @@ LAYERS = {
     "rms_norm": {"equinox": functools.partial(_feature_norm, name="RMSNorm")},
     "group_norm": {"equinox": _group_norm},
     "instance_norm": {"equinox": functools.partial(_group_norm, groups=None)},
+    "weight_norm": {"equinox": _weight_norm},
+    "spectral_norm": {"equinox": _spectral_norm},
     "batch_norm_relu": {"equinox": with_relu(_batch_norm)},
 }

@@ -46,6 +46,17 @@ def _sample_norm(x: jax.ShapeDtypeStruct, *, name: str, **options: Any) -> Layer
     return Layer(lambda key, params, state, x: (layer.apply(params, x), state), params)
 
 
+def _spectral_norm(x: jax.ShapeDtypeStruct) -> Layer:
+    hk = importlib.import_module("haiku")
+    layer = hk.without_apply_rng(hk.transform_with_state(lambda x: hk.SpectralNorm()(x)))
+    _, state = layer.init(jax.random.key(0), jnp.ones(x.shape, x.dtype))
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return layer.apply({}, state, x)
+
+    return Layer(apply, state=state)
+
+
 _AFFINE = {"create_scale": True, "create_offset": True}
 
 LAYERS = {
@@ -56,6 +67,7 @@ LAYERS = {
     "rms_norm": {"haiku": functools.partial(_sample_norm, name="RMSNorm", axis=-1)},
     "group_norm": {"haiku": functools.partial(_sample_norm, name="GroupNorm", groups=GROUPS)},
     "instance_norm": {"haiku": functools.partial(_sample_norm, name="InstanceNorm", **_AFFINE)},
+    "spectral_norm": {"haiku": _spectral_norm},
     "batch_norm_relu": {"haiku": with_relu(_batch_norm)},
     "sync_batch_norm": {"haiku": functools.partial(_batch_norm, axis_name=AXIS)},
 }

@@ -56,6 +56,28 @@ def sample_norm(x: jax.ShapeDtypeStruct, *, module: Any, **options: Any) -> Laye
     return Layer(lambda key, params, state, x: (layer.apply({"params": params}, x), state), variables["params"])
 
 
+class _Kernel(nn.Module):
+    """A layer that is nothing but its kernel."""
+
+    @nn.compact
+    def __call__(self, shape: tuple[int, ...]) -> jax.Array:
+        return self.param("kernel", nn.initializers.ones, shape)
+
+
+def kernel_norm(x: jax.ShapeDtypeStruct, *, module: Any, **call: Any) -> Layer:
+    """Returns a norm of weights, by the class that wraps a layer: x is that layer's kernel."""
+    layer: Any = module(_Kernel())
+    variables = layer.init(jax.random.key(0), x.shape, **call)
+    params = {name: param for name, param in variables["params"].items() if name != "layer_instance"}
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": params | {"layer_instance": {"kernel": x}}, "batch_stats": state}
+        y, updates = layer.apply(variables, x.shape, mutable=["batch_stats"], **call)
+        return y.astype(x.dtype), updates["batch_stats"] if state else state
+
+    return Layer(apply, params, variables.get("batch_stats", {}))
+
+
 LAYERS = {
     "dropout": {
         "flax linen": dropout,
@@ -70,6 +92,8 @@ LAYERS = {
     "rms_norm": {"flax linen": functools.partial(sample_norm, module=nn.RMSNorm)},
     "group_norm": {"flax linen": functools.partial(sample_norm, module=nn.GroupNorm, num_groups=GROUPS)},
     "instance_norm": {"flax linen": functools.partial(sample_norm, module=nn.InstanceNorm)},
+    "weight_norm": {"flax linen": functools.partial(kernel_norm, module=nn.WeightNorm)},
+    "spectral_norm": {"flax linen": functools.partial(kernel_norm, module=nn.SpectralNorm, update_stats=True)},
     "batch_norm_relu": {"flax linen": with_relu(batch_norm)},
     "sync_batch_norm": {"flax linen": functools.partial(batch_norm, axis_name=AXIS)},
 }

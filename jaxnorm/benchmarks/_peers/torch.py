@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from typing import Any
 
 import jax
 
@@ -45,6 +46,22 @@ def _local_response_norm(_: jax.ShapeDtypeStruct) -> TorchLayer:
     return TorchLayer(importlib.import_module("torch").nn.LocalResponseNorm(5))
 
 
+def _weight_norm(x: jax.ShapeDtypeStruct) -> TorchLayer | None:
+    if len(x.shape) > 2:
+        return None  # x would be given with the channels on axis 1
+    torch = importlib.import_module("torch")
+
+    class WeightNorm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.ones(1, x.shape[-1]))
+
+        def forward(self, v: Any) -> Any:
+            return torch._weight_norm(v, self.gain.to(v.dtype), 1)
+
+    return TorchLayer(WeightNorm())
+
+
 def _in_both_layouts(build: Builder = _batch_norm, **options: bool) -> dict[str, Builder]:
     return {
         "torch": functools.partial(build, **options),
@@ -63,5 +80,6 @@ LAYERS = {
     "instance_norm": _in_both_layouts(_instance_norm),
     "tracked_instance_norm": _in_both_layouts(_instance_norm, track=True),
     "local_response_norm": {"torch": _local_response_norm},
+    "weight_norm": {"torch": _weight_norm},
     "batch_norm_relu": _in_both_layouts(relu=True),
 }
