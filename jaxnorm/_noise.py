@@ -55,8 +55,8 @@ class Draw:
         return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=self.form == "any", read=of_upper)
 
     def below(self, threshold: jax.Array) -> jax.Array:
-        """Returns True with probability `threshold / resolution(bits)`; the threshold broadcasts to the shape."""
-        if self.form != "any" and threshold.ndim == 0:
+        """Returns True with probability `threshold / resolution(bits)`; a scalar, or an array that broadcasts to the shape."""
+        if self.form != "any":
             below = packed_below if self.form == "cpu" else spread_below
             return below(self.key, threshold, self.shape, self.bits, self.sharding)
         return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=self.form == "any") < threshold

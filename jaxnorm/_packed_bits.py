@@ -6,7 +6,7 @@ a word.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnorm._axes import split_axis
 from jaxnorm._bits import choose_word, element_index, is_known, is_threefry, random_integers, threefry2x32, threefry_data
 from jaxnorm._compiler import in_memory, stored
 
@@ -41,9 +42,10 @@ def has_packed_form(key: jax.Array, bits: int) -> bool:
 def packed_below(
     key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
 ) -> jax.Array:
-    """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold."""
+    """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold or one that broadcasts to the shape."""
     sizes = _GROUP_SIZES[bits]
-    groups = _groups(shape, next((size for size in sizes if shape and shape[-1] % size == 0), sizes[-1]), sharding)
+    size = next((size for size in sizes if shape and shape[-1] % size == 0), None)
+    groups = None if size is None and threshold.ndim else _groups(shape, size or sizes[-1], sharding)
     if groups is None:
         return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
     if bits == 32:
@@ -80,7 +82,7 @@ def answers_of_groups(
 
     Args:
       key: a typed key.
-      threshold: a scalar.
+      threshold: a scalar; or an array that broadcasts to that of the elements, whose last axis holds the groups.
       groups: the shape of an array of groups.
       size: elements of a group, at most 32, which are whole blocks.
       bits: of an integer.
@@ -91,15 +93,27 @@ def answers_of_groups(
     counters = element_index((*groups, blocks), sharding and _with_minor(sharding))
     words = [word for block in range(blocks) for word in threefry2x32(data, *(half[..., block] for half in counters))]
     numbers = (word >> place & mask for word in words for place in range(0, 32, bits))
-    answers = ((number < threshold).astype(jnp.uint32) << lane for lane, number in enumerate(numbers))
+    limits = _in_groups(threshold, size)
+    answers = ((number < limits(lane)).astype(jnp.uint32) << lane for lane, number in enumerate(numbers))
     return functools.reduce(jnp.bitwise_or, answers)
+
+
+def _in_groups(threshold: jax.Array, size: int) -> Callable[[int], jax.Array]:
+    """Returns what gives the thresholds of all groups' elements in one place, which broadcast to the groups."""
+    if not threshold.ndim or threshold.shape[-1] == 1:
+        return lambda lane: threshold
+    split = split_axis(threshold, threshold.ndim - 1, threshold.shape[-1] // size)
+    return lambda lane: lax.index_in_dim(split, lane, split.ndim - 1, keepdims=False)
 
 
 def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Array:
     """Returns the answers for a group, each of which is a block, as the bits of a word, which a reduction leaves in memory."""
     numbers = random_integers(key, (*groups.shape, groups.size), 32, groups.sharding and _with_minor(groups.sharding))
+    last = numbers.ndim - 1
+    if threshold.ndim:
+        parts = threshold.shape[-1] // groups.size
+        threshold = split_axis(threshold, last - 1, parts) if threshold.shape[-1] > 1 else threshold[..., None]
     below = (numbers < threshold).astype(jnp.uint32)
-    last = below.ndim - 1
     return lax.reduce(below << _lanes(groups.size, last), np.uint32(0), lax.bitwise_or, (last,))
 
 

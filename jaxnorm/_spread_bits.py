@@ -24,7 +24,7 @@ _WIDEST = 6144  # elements of the last axis up to which the matrix, that has as 
 def spread_below(
     key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
 ) -> jax.Array:
-    """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold."""
+    """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold or one that broadcasts to the shape."""
     size = _group_size(shape, bits)
     if size is None or (sharding is not None and sharding.spec[-1] is not None):
         return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
