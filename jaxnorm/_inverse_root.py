@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxnorm._axes import match_sharding
+
 
 def inverse_root(s: jax.Array) -> jax.Array:
     """Returns the symmetric W with `W S W = I` of symmetric positive matrices, `[..., g, g]`, or of the symmetric part of others.
@@ -23,7 +25,7 @@ def newton_root(s: jax.Array, iterations: int) -> jax.Array:
 
     It begins with the identity over the root of the trace, and each eigenvalue of `W S W` grows towards 1.
     """
-    identity = jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), s.shape)
+    identity = match_sharding(jnp.broadcast_to(jnp.eye(s.shape[-1], dtype=s.dtype), s.shape), s)
     trace = jnp.trace(s, axis1=-2, axis2=-1)[..., None, None]
     trace = jnp.where(trace > 0, trace, 1)
     y, z = s / trace, identity

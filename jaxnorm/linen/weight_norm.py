@@ -21,7 +21,8 @@ class WeightNorm(nn.Module):
 
     Parameters are those of the layer and, for each kernel, `layer/kernel/scale`, as Flax's: checkpoints load both ways. Unlike
     Flax's only the kernel that the layer takes is rounded, its gradient keeps the parameter alone, and what the layer keeps
-    besides its parameters, as running statistics, is averaged as ever.
+    besides its parameters, as running statistics, is averaged as ever. The scale of a kernel with metadata, as for its
+    sharding, has the name that it has without; Flax's has another.
 
     Attributes:
       layer_instance: the layer.

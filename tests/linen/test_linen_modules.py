@@ -89,18 +89,6 @@ def test_training_of_a_network_equals_that_with_flax():
     close(trained(jn), trained(nn), atol=1e-5)
 
 
-def test_sharding_metadata_of_parameters_is_kept():
-    norm = jn.BatchNorm(
-        use_running_average=False,
-        scale_init=nn.with_partitioning(nn.initializers.ones, ("model",)),
-        bias_init=nn.with_partitioning(nn.initializers.zeros, ("model",)),
-    )
-    variables = norm.init(jax.random.key(0), batch((4, 3)))
-    assert variables["params"]["scale"].names == ("model",)
-    assert nn.get_partition_spec(variables)["params"]["bias"] == jax.sharding.PartitionSpec("model")
-    norm.apply(variables, batch((4, 3)), mutable=["batch_stats"])
-
-
 # Initialization
 
 

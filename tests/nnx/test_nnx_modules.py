@@ -92,16 +92,6 @@ def test_metadata_of_parameters_is_kept():
     assert norm.bias.get_metadata()["layer"] == "b"
 
 
-def test_metadata_may_be_a_sharding():
-    mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec("model")
-    with jax.set_mesh(mesh):
-        metadata = {"out_sharding": ("model",)}
-        norm = jx.BatchNorm(8, rngs=nnx.Rngs(0), scale_metadata=metadata, bias_metadata=metadata)
-        assert norm.scale[...].sharding.spec == norm.bias[...].sharding.spec == spec
-        assert norm(batch((4, 8))).shape == (4, 8)
-
-
 def test_keys_for_parameters_are_drawn_as_in_flax():
     def draws(package, **fields):
         rngs = nnx.Rngs(0)

@@ -14,7 +14,15 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxnorm import AffineParams, CovarianceStats, RunningStats, batch_norm, decorrelated_batch_norm, init_decorrelated_batch_norm
+from jaxnorm import (
+    AffineParams,
+    CovarianceStats,
+    RunningStats,
+    batch_norm,
+    decorrelated_batch_norm,
+    init_decorrelated_batch_norm,
+    iterative_norm,
+)
 from jaxnorm._covariance import covariances
 from jaxnorm._inverse_root import inverse_root
 
@@ -278,12 +286,13 @@ def test_without_a_counted_element_the_running_statistics_are_used_and_kept() ->
     [(P("d"), 8), (P(None, None, "d"), 2), (P(None, None, "d"), 8)],
     ids=["batch", "a group a device", "groups over devices"],
 )
-def test_sharded_arrays_of_either_kind_of_axis(axis_type: AxisType, spec: P, group_size: int) -> None:
+@pytest.mark.parametrize("function", [decorrelated_batch_norm, iterative_norm], ids=lambda function: function.__name__)
+def test_sharded_arrays_of_either_kind_of_axis(axis_type: AxisType, spec: P, group_size: int, function: Any) -> None:
     x, (params, state) = jnp.asarray(correlated((8, 8, 16), 2.0)), parameters(16, group_size)
     weights = jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
 
     def run(params: AffineParams, state: CovarianceStats, x: jax.Array, weights: jax.Array) -> Any:
-        f = lambda params, x: decorrelated_batch_norm(params, state, x, train=True, group_size=group_size)  # noqa: E731
+        f = lambda params, x: function(params, state, x, train=True, group_size=group_size)  # noqa: E731
         y, pullback, new = jax.vjp(f, params, x, has_aux=True)
         return y, new, pullback(weights)
 
