@@ -8,6 +8,7 @@ import flax.linen
 import flax.nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax_layers import batch, close
 from jax.sharding import AxisType, NamedSharding
@@ -185,6 +186,63 @@ def test_a_frozen_batch_norm_of_linen_takes_partitioned_parameters() -> None:
     close(frozen.apply(trained, X), frozen.apply(flax.linen.unbox(trained), X))
 
 
+class Block(flax.linen.Module):
+    """A norm with partitioned parameters as a layer of a network that is scanned."""
+
+    name_of_norm: str
+
+    @flax.linen.compact
+    def __call__(self, x: jax.Array, _: None) -> Any:
+        return partitioned_in_linen(self.name_of_norm)(x), None
+
+
+@each_kind
+def test_remat_of_linen_keeps_the_metadata(name: str) -> None:
+    def run(block: Any) -> Any:
+        variables = block.init(jax.random.key(0), X, None)
+
+        def loss(params: Any) -> Any:
+            (y, _), updates = block.apply({**variables, "params": params}, X, None, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)), updates
+
+        return variables, *jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    (variables, gradient, updates), plain = run(flax.linen.remat(Block)(name)), run(Block(name))
+    for tree in (variables["params"], gradient):
+        check_specs(name, flax.linen.get_partition_spec(tree))
+    close(flax.linen.unbox((variables, gradient, updates)), flax.linen.unbox(plain), atol=1e-5)
+
+
+@each_kind
+@pytest.mark.parametrize("wrap", [lambda block: block, flax.linen.remat], ids=["plain", "remat"])
+def test_scan_of_linen_stacks_parameters_with_their_metadata(name: str, wrap: Callable[..., Any]) -> None:
+    scanned = flax.linen.scan(
+        wrap(Block),
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+        length=2,
+        metadata_params={flax.linen.PARTITION_NAME: "layers"},
+    )(name)
+    boxed = scanned.init(jax.random.key(0), X, None)
+    specs = flax.linen.get_partition_spec(boxed)
+    check_specs(name, specs, stacked=("layers",))
+
+    def run(variables: Any, x: jax.Array) -> Any:
+        (y, _), updates = scanned.apply(variables, x, None, mutable=["batch_stats"])
+        return y, updates
+
+    mesh = make_mesh(names=("layers", "model"))
+    with jax.set_mesh(mesh):
+        got = jax.jit(run)(placed(mesh, boxed, specs), placed(mesh, X, P(None, None, "model")))
+    wanted, layer = X, partitioned_in_linen(name)
+    for i in range(2):
+        variables = jax.tree.map(lambda a, i=i: a[i], flax.linen.unbox(boxed))
+        own = {collection: tree[f"{name}_0"] for collection, tree in variables.items()}
+        wanted, _ = layer.apply(own, wanted, mutable=["batch_stats"])
+    close(got[0], wanted, atol=3e-6)
+    close(got, run(flax.linen.unbox(boxed), X), atol=3e-6)
+
+
 # nnx
 
 
@@ -231,3 +289,48 @@ def test_partitioned_parameters_of_nnx(name: str, axis_type: AxisType, spec: P, 
         y = run(norm, x)
         check_division(name, y, x)
     close((y, statistics(norm)), (wanted, statistics(plain)), atol=3e-6)
+
+
+@each_kind
+def test_remat_of_nnx_keeps_the_metadata(name: str) -> None:
+    def run(wrap: Callable[..., Any]) -> Any:
+        norm = partitioned_in_nnx(name)
+        call = wrap(lambda norm, x: norm(x))
+        gradient = flax.nnx.grad(lambda norm: jnp.sum(jnp.sin(call(norm, X))))(norm)
+        return norm, gradient
+
+    with jax.set_mesh(make_mesh()):
+        (norm, gradient), (plain, wanted) = run(flax.nnx.remat), run(lambda call: call)
+    check_specs(name, specs_of(norm))
+    check_specs(name, flax.nnx.to_pure_dict(flax.nnx.get_partition_spec(gradient)))
+    close(*(flax.nnx.to_pure_dict(tree) for tree in (gradient, wanted)), atol=1e-5)
+    close(statistics(norm), statistics(plain))
+
+
+@each_kind
+@pytest.mark.parametrize("wrap", [lambda call: call, flax.nnx.remat], ids=["plain", "remat"])
+def test_scan_of_nnx_stacks_parameters_with_their_metadata(name: str, wrap: Callable[..., Any]) -> None:
+    stacked = {flax.nnx.PARTITION_NAME: "layers"}
+
+    @flax.nnx.split_rngs(splits=2)
+    @flax.nnx.vmap(in_axes=0, out_axes=0, transform_metadata=stacked)
+    def layers(rngs: flax.nnx.Rngs) -> Any:
+        return partitioned_in_nnx(name, rngs=rngs)
+
+    @flax.nnx.scan(in_axes=(flax.nnx.Carry, 0), out_axes=flax.nnx.Carry, transform_metadata=stacked)
+    def run(x: jax.Array, norm: Any) -> jax.Array:
+        return wrap(lambda norm, x: norm(x))(norm, x)
+
+    mesh = make_mesh(names=("layers", "model"))
+    with jax.set_mesh(mesh):
+        norms = layers(flax.nnx.Rngs(0))
+        graph, state = flax.nnx.split(norms)
+        state = jax.tree.map(np.asarray, state)
+        y = run(placed(mesh, X, P(None, None, "model")), norms)
+        check_specs(name, specs_of(norms), stacked=("layers",))
+    wanted = X
+    for i in range(2):
+        norm = flax.nnx.merge(graph, jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), state))
+        wanted = norm(wanted)
+        close(jax.tree.map(lambda a, i=i: a[i], statistics(norms)), statistics(norm), atol=3e-6)
+    close(y, wanted, atol=3e-6)
