@@ -111,6 +111,7 @@ def partitioned_in_linen(name: str) -> Any:
     return of_linen(name, lambda part: flax.linen.with_partitioning(NORMAL, names_of(name, part)))
 
 
+@pytest.mark.slow
 @each_division
 @each_module
 def test_partitioned_parameters_of_linen(name: str, axis_type: AxisType, spec: P) -> None:
@@ -271,6 +272,7 @@ def statistics(norm: Any) -> Any:
     return flax.nnx.to_pure_dict(flax.nnx.state(norm, flax.nnx.BatchStat))
 
 
+@pytest.mark.slow
 @each_division
 @each_module
 @pytest.mark.parametrize("how", ["initializers", "metadata"])
