@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "jax_defaults: dtypes and ranks may promote, as in jax's defaults")
     if not _on_accelerator(config):
         jax.config.update("jax_platforms", "cpu")
+        # Without the optimizations of machine code, of which nothing is jaxnorm's, a test takes a sixth less.
+        os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_num_cpu_devices", _DEVICES)
     jax.config.update("jax_debug_key_reuse", True)
     # Tests make functions of their own again and again whose programs are the same: most of them are compiled already.

@@ -87,6 +87,20 @@ def check(key: jax.Array, expected: np.ndarray, bits: int, sharding: NamedShardi
             assert {jax.typeof(part).sharding.spec for part in (*forms, *answers)} == {sharding.spec}
 
 
+@all_bits
+@pytest.mark.parametrize("shape", [(3, 4, 32), (5, 8), (6, 3), (4, 1)], ids=str)
+def test_thresholds_of_rows_columns_and_elements(shape: tuple[int, ...], bits: int) -> None:
+    """As for rates of examples, of channels, and of both."""
+    key, last = jax.random.key(9), len(shape) - 1
+    random = np.random.default_rng(0)
+    numbers = random_integers(key, shape, bits)
+    for along in ((), (last,), (0,), range(last + 1)):
+        sizes = [n if axis in along else 1 for axis, n in enumerate(shape)]
+        threshold = jnp.asarray(random.integers(0, resolution(bits) + 1, sizes), jnp.uint32)
+        for answers in drawn(key, threshold, shape, bits)[1]:
+            assert_array_equal(answers, numbers < threshold)
+
+
 def key_data(key: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(key))
 

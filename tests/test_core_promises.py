@@ -22,7 +22,6 @@ from promises import (
     finite,
     mesh,
     new_key,
-    quick_jit,
     signature,
     specs,
     varied_and_rest,
@@ -62,7 +61,7 @@ class Row:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.traces: collections.Counter[np.dtype] = collections.Counter()  # of each type: `wide` is a trace of its own
-        self._run = quick_jit(jax.vmap(self._step))
+        self._run = jax.jit(jax.vmap(self._step))
 
     @property
     def keys(self) -> jax.Array:
@@ -221,7 +220,7 @@ def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
         state, ys = jax.lax.scan(jax.checkpoint(step), start.get("state"), (keys, xs))
         return sum(jnp.sum(y * weights(y)) for y in ys), (ys, state)
 
-    (_, (ys, state)), gradient = quick_jit(jax.value_and_grad(total, has_aux=True))(xs, row.keys[1:3])
+    (_, (ys, state)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(xs, row.keys[1:3])
     looped = start.get("state")
     for i in range(2):
         looped, y = step(looped, (row.keys[1 + i], xs[i]))
@@ -240,7 +239,7 @@ def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -
         y, pullback, state = jax.vjp(lambda x: row.case(key, {**arguments, "x": x}), arguments["x"], has_aux=True)
         return y, pullback(given)[0], state
 
-    y, dx, state = jax.device_get(quick_jit(run)(row.keys[1], arguments, given))
+    y, dx, state = jax.device_get(jax.jit(run)(row.keys[1], arguments, given))
     wide = {**arguments, "x": arguments["x"].astype(np.float32)}
     expected, expected_state = jax.device_get(row.eager(1, wide))
     _, expected_dx, _ = run(row.keys[1], wide, given.astype(np.float32))
@@ -258,7 +257,7 @@ def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> No
         name: jax.tree.map(lambda leaf, name=name: jax.device_put(leaf, NamedSharding(devices, spec[name])), value)
         for name, value in arguments.items()
     }
-    y, state = quick_jit(case.__call__)(row.keys[1], sharded)
+    y, state = jax.jit(case.__call__)(row.keys[1], sharded)
     assert y.sharding.is_equivalent_to(sharded["x"].sharding, y.ndim)
     expected = (row.outcome.y[1], in_lane(row.outcome.state, 1))
     assert_equal_but_for_rounding(jax.device_get((y, state)), expected, 3e-6)
@@ -267,7 +266,7 @@ def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> No
     options = {"axis_name": "d"} if case.is_synced else {}
     part = lambda key, arguments: jax.tree.map(lambda a: a[None], case(key, arguments, **options))  # noqa: E731
     run = jax.shard_map(part, mesh=devices, in_specs=(P(), spec), out_specs=P("d"))
-    y, state = quick_jit(run)(row.keys[1], arguments)
+    y, state = jax.jit(run)(row.keys[1], arguments)
     if case.is_synced:
         assert_equal_but_for_rounding((y.reshape(expected[0].shape), in_lane(state, 3)), expected, 3e-6)
         return

@@ -13,7 +13,7 @@ import pytest
 from cases import CASES, Arguments, Case
 from jax import export
 from platforms import as_on
-from promises import assert_equal_but_for_rounding, core, new_key, quick_jit, rows, varied_and_rest
+from promises import assert_equal_but_for_rounding, core, new_key, rows, varied_and_rest
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -70,7 +70,7 @@ def test_control_the_cpu_runs_the_part_of_another_platform() -> None:
 @pytest.mark.parametrize("other", ["cuda", "tpu"])
 def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case, other: str) -> None:
     given, fixed = of_program(case, case.arguments())
-    run = quick_jit(functools.partial(step, case, fixed))
+    run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))
     serialized = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, 0, case.batched)).serialize()
     program = export.deserialize(serialized)
@@ -89,7 +89,7 @@ def test_a_program_with_a_symbolic_size_gives_what_the_layer_gives(case: Case, a
     if axis in case.feature_axes:
         pytest.skip("the size of the parameters is known")
     given, fixed = of_program(case, case.arguments())
-    run = quick_jit(functools.partial(step, case, fixed))
+    run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))
     program = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, axis, case.batched))
     arguments = with_rows(case, given, 16) if axis == 0 else given
