@@ -7,6 +7,7 @@ float64, with a scan, and with sharded and exported programs. What is around the
 
 import collections
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,8 @@ from promises import (
     varied_and_rest,
     weights,
 )
+
+import jaxnorm
 
 LANES = 3
 
@@ -142,18 +145,45 @@ def test_one_program_for_all_steps_and_amounts_gives_what_eager_calls_give(row: 
 
 
 def test_derivatives_are_finite_without_variance(row: Row) -> None:
+    """Pitfalls 1, 4 and 14; and no running variance is below 0."""
     lanes = row.lanes()
-    for value in (0, -11):
-        assert finite(row.run({**lanes, "x": np.full_like(lanes["x"], value)}))
+    for value in (0, -11, -11 + 3e-6, 1e4 / 3):
+        outcome = row.run({**lanes, "x": np.full_like(lanes["x"], value)})
+        assert finite(outcome)
+        if row.case.is_stateful:
+            assert all((getattr(outcome.state, name, np.zeros(1)) >= 0).all() for name in ("var", "std", "scale", "sigma"))
+
+
+def test_numbers_far_from_zero_keep_the_digits_they_have(row: Row) -> None:
+    """Pitfalls 2, 3, 7 and 9: beside float64; in inference the running mean is as far, and nothing cancels."""
+    narrow, offset = row.lanes(), np.float32(1e4)
+    held = () if row.case.options.get("train") else ("state", "constants", "reference")
+    has_mean = lambda part: "mean" in getattr(part, "_fields", ())  # noqa: E731
+    move = lambda part: part._replace(mean=part.mean + offset) if has_mean(part) else part  # noqa: E731
+    far = {name: jax.tree.map(move, narrow[name], is_leaf=has_mean) for name in held if name in narrow}
+    tolerance = 1e-6 if far and row.case.function is not jaxnorm.virtual_batch_norm else 1e-3
+    far["x"] = narrow["x"] + offset
+    got = row.run({**narrow, **far})
+    with jax.enable_x64(True):
+        expected = row.run({**row.lanes(jnp.float64), **jax.tree.map(np.float64, far)})
+    for i in range(LANES):
+        assert finite(in_lane(got, i))
+        assert_equal_but_for_rounding(in_lane(got.y, i), in_lane(expected.y, i), tolerance)
+        assert_equal_but_for_rounding(in_lane(got.state, i), in_lane(expected.state, i), 3e-4)
+        assert_equal_but_for_rounding(got.gradient["x"][i], expected.gradient["x"][i], 3e-3)
 
 
 def test_what_is_not_finite_and_does_not_count_reaches_nothing(row: Row) -> None:
+    """Pitfalls 40 and 44; nor does what is finite and huge."""
     lanes = row.lanes()
     if "where" not in lanes:
         return
     counts = np.broadcast_to(lanes["where"], lanes["x"].shape)
     assert not counts.all()
-    spoiled, others = (row.run({**lanes, "x": np.where(counts, lanes["x"], bad).astype(np.float32)}) for bad in (np.nan, -np.inf))
+    spoiled, others, huge, zero = (
+        row.run({**lanes, "x": np.where(counts, lanes["x"], bad).astype(np.float32)}) for bad in (np.nan, -np.inf, 1e38, 0)
+    )
+    jax.tree.map(np.testing.assert_array_equal, (huge.y[counts], huge.state), (zero.y[counts], zero.state))
     assert finite(spoiled)
     jax.tree.map(np.testing.assert_array_equal, spoiled, others)
     np.testing.assert_array_equal(spoiled.gradient["x"][~counts], 0)
@@ -161,8 +191,74 @@ def test_what_is_not_finite_and_does_not_count_reaches_nothing(row: Row) -> None
     assert_equal_but_for_rounding((spoiled.y, spoiled.state), (expected, row.outcome.state))
 
 
+def test_nothing_counted_leaves_the_state(row: Row) -> None:
+    """Pitfalls 37 and 38: a state that is not fresh stays, and nothing is NaN."""
+    lanes = row.lanes()
+    none = {name: np.zeros_like(lanes[name]) for name in ("where", "style_where") if name in lanes}
+    if none:
+        outcome = row.run({**lanes, **none})
+        assert finite(outcome)
+        jax.tree.map(np.testing.assert_array_equal, outcome.state, lanes["state"] if row.case.is_stateful else None)
+
+
+def test_a_mask_of_fewer_elements_counts_for_all_that_it_stands_for(row: Row) -> None:
+    """Pitfall 43."""
+    lane = row.lane(1)
+    if hasattr(lane.get("state"), "cov"):  # a mask counts its channels together
+        return
+    if "where" in lane and lane["where"].size < lane["x"].size:
+        whole = {**lane, "where": np.broadcast_to(lane["where"], lane["x"].shape).copy()}
+        assert_equal_but_for_rounding(row.eager(1, whole), row.eager(1, lane), 3e-6)
+
+
+def test_momentum_is_the_weight_of_the_old_statistics(row: Row) -> None:
+    """Pitfalls 45 and 50: with 0 nothing of them is left, with 1 they stay; and every part of the state moves."""
+    case, old = row.case, row.lane(1).get("state")
+    if not case.is_stateful or "momentum" not in case.amounts:
+        return
+    momenta = np.asarray([0, 0.7, 1], np.float32)
+    lanes = {**stacked([row.lane(1)] * LANES), "momentum": momenta}
+    new = row.run(lanes).state
+    if case.options["train"] is False:
+        jax.tree.map(np.testing.assert_array_equal, new, lanes["state"])
+        return
+    other = row.run({**lanes, "state": jax.tree.map(lambda part: part * np.float32(1.5), lanes["state"])}).state
+    assert_equal_but_for_rounding(in_lane(other, 0), in_lane(new, 0), 1e-5)
+    jax.tree.map(np.testing.assert_array_equal, in_lane(new, 2), old)
+    assert all((a[1] != b).all() for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True))
+    if case.function is not jaxnorm.ghost_batch_norm:  # which averages once for every ghost
+        expected = jax.tree.map(lambda old, new: np.float32(0.7) * old + np.float32(0.3) * new[0], old, new)
+        assert_equal_but_for_rounding(in_lane(new, 1), expected)
+
+
+def test_what_is_not_finite_and_counts_harms_no_state(row: Row) -> None:
+    """Pitfall 53: that of other channels is the same to the bit, and that of its own goes on from where it was."""
+    case, lanes = row.case, row.lanes()
+    if not case.options.get("train"):
+        return
+    first = (slice(None), 0, 0, 0, 0)[: lanes["x"].ndim]
+    for bad in (np.nan, np.inf):
+        x = lanes["x"].copy()
+        x[first] = bad
+        assert not np.isfinite(x).all()
+        state = row.run({**lanes, "x": x}).state
+        assert finite(state)
+        if case.input == "x" and not hasattr(state, "cov"):  # whose channels are whitened together
+            own = (..., *[0] * len(case.feature_axes))
+            for got, clean in zip(state, row.outcome.state, strict=True):
+                others = np.ones(got.shape, bool)
+                others[own] = False
+                np.testing.assert_array_equal(got[others], clean[others])
+        after = row.run({**lanes, "state": state})
+        assert finite(after)
+
+
 def test_derivatives_in_both_modes_are_those_of_finite_differences(row: Row) -> None:
+    """Pitfalls 59 and 60: no gradient into the new state, into an amount, or in training from the old state."""
     narrow, wide = row.outcome, row.wide
+    if row.case.options.get("train"):
+        for part in jax.tree.leaves(narrow.gradient.get("state")):
+            np.testing.assert_array_equal(part, np.zeros_like(part))
     for part in jax.tree.leaves((narrow.through_the_state, [narrow.gradient[n] for n in row.case.amounts if n != "epsilon"])):
         np.testing.assert_array_equal(part, np.zeros_like(part))
     assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((wide.y, wide.state)))
@@ -232,6 +328,7 @@ def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -> None:
+    """Pitfalls 22 to 25; also of numbers whose squares are too large for it."""
     arguments = row.lane(1, dtype)
     given = weights(jax.eval_shape(row.case.__call__, row.keys[1], arguments)[0])
 
@@ -248,6 +345,12 @@ def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -
         np.testing.assert_allclose(np.float64(half), np.float64(whole), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
         assert np.mean(half == whole.astype(dtype)) > 0.98
     assert_equal_but_for_rounding(state, expected_state)
+    if dtype == jnp.float16 and row.case.input == "x":
+        large = {**arguments, "x": arguments["x"] * dtype(64)}
+        assert np.abs(np.float64(large["x"])).max() > 256
+        got, _, _ = run(row.keys[1], large, given)
+        whole, _ = row.eager(1, {**large, "x": large["x"].astype(np.float32)})
+        np.testing.assert_allclose(np.float64(got), np.float64(whole), rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
 
 
 def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> None:
@@ -278,8 +381,47 @@ def test_sharded_arrays_and_shard_map_give_what_one_device_gives(row: Row) -> No
         assert_same_zeros(case, y[i], own_y)
 
 
-def test_bad_input_is_refused(row: Row) -> None:
+AXES = ("channel_axis", "feature_axes", "reduction_axes", "broadcast_dims")
+
+
+def test_an_axis_has_two_spellings(row: Row) -> None:
+    """Pitfall 33: the same one from either end and in any order; one that is not there, or there twice, is refused."""
+    case, lane = row.case, row.lane(1)
+    rank = lane["x"].ndim
+    for name in set(AXES) & set(case.parameters):
+        usual = inspect.signature(case.function).parameters[name].default
+        for bad in (rank, -rank - 1, (0, -rank), (1, 1)):
+            with pytest.raises(ValueError, match=name):
+                case(row.keys[1], lane, **{name: bad})
+        axes = case.options.get(name, usual)
+        if axes is None:
+            continue
+        turned = lambda axis: axis - rank if axis >= 0 else axis + rank  # noqa: E731
+        other = turned(axes) if isinstance(axes, int) else tuple(turned(axis) for axis in reversed(axes))
+        got, expected = case(row.keys[1], lane, **{name: other}), row.eager(1, lane)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_bad_states_are_refused(row: Row) -> None:
+    """Pitfalls 20 and 55: one of half precision, or of another length."""
     case, arguments = row.case, row.case.arguments()
+    if not case.is_stateful:
+        return
+    for i, (name, part) in enumerate(arguments["state"]._asdict().items()):
+        shapes = {(), (*part.shape, 1), *((*part.shape[:-1], n) for n in (part.shape or (2,))[-1:] for n in (n - 1, n + 1, 1))}
+        for bad in [part.astype(jnp.bfloat16), *(np.ones(shape, np.float32) for shape in shapes - {part.shape})]:
+            state = type(arguments["state"])(*(bad if i == j else other for j, other in enumerate(arguments["state"])))
+            kind, what = (TypeError, "bfloat16") if bad.dtype == jnp.bfloat16 else (ValueError, r"shape|\[")
+            with pytest.raises(kind, match=rf"state\.{name}.*{what}"):
+                case(new_key(), {**arguments, "state": state})
+
+
+def test_bad_input_is_refused(row: Row) -> None:
+    """Pitfall 75: groups of devices of no axis too."""
+    case, arguments = row.case, row.case.arguments()
+    if "axis_index_groups" in case.parameters:
+        with pytest.raises(ValueError, match="axis_index_groups needs an axis_name"):
+            case(new_key(), arguments, axis_index_groups=[[0]])
     for dtype in (jnp.int32, jnp.uint8, bool):
         with pytest.raises(TypeError, match=f"{case.input} must be .*{np.dtype(dtype).name}"):
             case(new_key(), {**arguments, "x": np.ones(arguments["x"].shape, dtype)})
