@@ -77,6 +77,7 @@ def arguments_on(device: jax.Device, case: Case, position: int) -> tuple[jax.Arr
 
 @rows(CASES)
 def test_the_accelerator_computes_what_the_cpu_computes(case: Case, device: jax.Device) -> None:
+    """Pitfall 27."""
     cpu = jax.devices("cpu")[0]
     run = jax.jit(functools.partial(step, case))
     there, here = (run.lower(*arguments_on(place, case, 1)).compile() for place in (device, cpu))

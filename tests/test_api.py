@@ -138,6 +138,7 @@ def test_options_are_keyword_only_and_positions_have_no_defaults(name: str) -> N
 
 @each_layer
 def test_train_is_required_wherever_it_is(name: str) -> None:
+    """Pitfall 52."""
     train = [p for p in parameters(name) if p.name == "train"]
     assert all(p.default is inspect.Parameter.empty and p.kind is inspect.Parameter.KEYWORD_ONLY for p in train)
     stateful = any(p.name == "state" for p in parameters(name)) and name != "frozen_batch_norm"  # whose state never changes

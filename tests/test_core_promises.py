@@ -129,6 +129,7 @@ def assert_same_zeros(case: Case, got: Any, expected: Any) -> None:
 
 
 def test_one_program_for_all_steps_and_amounts_gives_what_eager_calls_give(row: Row) -> None:
+    """Pitfalls 56, 59 and 63."""
     lanes = row.lanes()
     for outcome in (row.outcome, None):
         outcome = outcome or row.run(lanes)
@@ -304,6 +305,7 @@ def test_float64_has_digits_that_float32_has_not(row: Row) -> None:
 
 
 def test_a_scan_over_checkpointed_steps_is_a_loop(row: Row) -> None:
+    """Pitfalls 56 and 58."""
     case = row.case
     start = row.lane(1)
     xs = np.stack([start["x"], 2 - start["x"]])

@@ -15,6 +15,7 @@ from jaxnorm import AffineParams, RunningStats, batch_norm, dropout, init_batch_
 
 HALF = (jnp.float16, jnp.bfloat16)
 FLOATS = (*HALF, jnp.float32, jnp.float8_e4m3fn)
+FIRST_OF_ITS_FUNCTION = {case.function: case for case in reversed(CASES)}
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.__name__)
 half = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.__name__)
 
@@ -44,6 +45,7 @@ def test_output_has_the_type_of_x(case: Case, dtype: Any) -> None:
 @each
 @half
 def test_half_precision_is_single_precision_rounded_once(case: Case, dtype: Any) -> None:
+    """Pitfalls 23 and 25."""
     arguments = case.arguments(dtype)
     wide = {**arguments, "x": arguments["x"].astype(jnp.float32)}
     y, state = case(new_key(), arguments)
@@ -58,6 +60,7 @@ def test_half_precision_is_single_precision_rounded_once(case: Case, dtype: Any)
 
 @each
 def test_numpy_arguments_do_as_jax_arrays(case: Case) -> None:
+    """Pitfall 22."""
     arguments = case.arguments()
     numpy = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, arguments)
     for make in (float, np.float32, np.float64):
@@ -70,9 +73,28 @@ def test_numpy_arguments_do_as_jax_arrays(case: Case) -> None:
             assert_allclose(leaf, right, rtol=3e-7, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case is not FIRST_OF_ITS_FUNCTION[case.function]))
+        for case in CASES
+        if "dtype" in case.parameters
+    ],
+)
+def test_a_narrow_output_is_a_wide_one_rounded(case: Case) -> None:
+    """Pitfall 18: and neither x nor the running statistics are narrower."""
+    arguments = case.arguments()
+    y, state = case(new_key(), arguments, dtype=jnp.bfloat16)
+    expected, expected_state = case(new_key(), arguments)
+    assert y.dtype == jnp.bfloat16
+    assert (np.abs(np.asarray(y, np.float64) - np.asarray(expected, np.float64)) <= 0.51 * ulp(y)).all()
+    jax.tree.map(assert_array_equal, state, expected_state)
+
+
 @each
 @half
 def test_types_of_the_amounts_do_not_widen_the_output(case: Case, dtype: Any) -> None:
+    """Pitfall 22."""
     arguments = case.arguments(dtype)
     for make in (np.float64, np.float32, jnp.float32, jnp.bfloat16):
         amounts = {name: make(value) for name, value in arguments.items() if name in case.amounts and np.ndim(value) == 0}
@@ -100,15 +122,17 @@ def _float32_params(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_float64_equals_the_oracle() -> None:
+    """Pitfall 21."""
     with jax.enable_x64(True):
-        x = data(dtype=jnp.float64) + 1e4
         params, state = init_batch_norm(3, param_dtype=jnp.float64, dtype=jnp.float64)
-        for train in (True, False):
-            y, new = batch_norm(params, state, x, train=train, momentum=0.9)
-            expected = oracles.batch_norm(params, state, x, train=train, momentum=0.9)
-            assert_allclose(y, expected.y, rtol=1e-9, atol=1e-9)
-            assert_allclose(new.mean, expected.mean, rtol=1e-12)
-            assert_allclose(new.var, expected.var, rtol=1e-11)
+        for offset, tolerance in ((0, 1e-12), (1e4, 1e-9)):
+            x = data(dtype=jnp.float64) + offset
+            for train in (True, False):
+                y, new = batch_norm(params, state, x, train=train, momentum=0.9)
+                expected = oracles.batch_norm(params, state, x, train=train, momentum=0.9)
+                assert_allclose(y, expected.y, rtol=tolerance, atol=tolerance)
+                assert_allclose(new.mean, expected.mean, rtol=1e-12)
+                assert_allclose(new.var, expected.var, rtol=1e-11)
 
 
 def test_float32_x_updates_a_float64_state_in_float64() -> None:
@@ -159,13 +183,17 @@ def test_integers_and_bools_are_refused(case: Case, dtype: Any) -> None:
 
 @half
 def test_statistics_of_half_precision_are_those_of_its_values(dtype: Any) -> None:
-    """Means far from 0, as N(8, 1) or 5 +- 0.1, and enough elements to stop a running sum in half precision."""
+    """Means far from 0, as N(8, 1) or 5 +- 0.1, and enough elements to stop a running sum in half precision.
+
+    Pitfalls 7 and 19.
+    """
     for mean, std, shape in ((8, 1, (256, 3)), (5, 0.1, (2, 32, 32, 64))):
         x = jnp.asarray(np.random.default_rng(0).normal(mean, std, shape), dtype)
         _, state = init_batch_norm(shape[-1])
         y, new = jax.jit(lambda state, x: batch_norm(AffineParams(None, None), state, x, train=True, momentum=0.0))(state, x)
         axes = tuple(range(len(shape) - 1))
         true_mean, true_var, _ = oracles.moments(np.asarray(x, np.float64), axes)
+        assert (y.dtype, new.mean.dtype, new.var.dtype) == (dtype, jnp.float32, jnp.float32)
         assert_allclose(new.mean, true_mean.ravel(), rtol=1e-6)
         assert_allclose(new.var, true_var.ravel(), rtol=1e-5)
         assert_allclose(np.asarray(y, np.float64).std(axes), 1, atol=0.02)
@@ -194,6 +222,7 @@ def test_what_a_gradient_has_in_common_costs_no_digits(layer: Any, axis: int) ->
 
 
 def test_squares_that_overflow_float16_and_epsilons_that_underflow_it() -> None:
+    """Pitfall 24."""
     x = jnp.asarray(300 * np.random.default_rng(0).normal(size=(512, 4)), jnp.float16)
     params, state = init_batch_norm(4)
     y, new = batch_norm(params, state, x, train=True, momentum=0.0)
@@ -205,6 +234,7 @@ def test_squares_that_overflow_float16_and_epsilons_that_underflow_it() -> None:
 
 
 def test_rounding_to_half_comes_after_scale_and_bias() -> None:
+    """Pitfall 25."""
     x = data((64, 3), jnp.bfloat16)
     params = AffineParams(jnp.float32([1.013, 0.337, 3.77]), jnp.float32([100.3, -7.77, 0.013]))
     state = RunningStats(jnp.float32([3, 0.5, -2]), jnp.float32([0.25, 1.44, 3.6]))

@@ -101,6 +101,7 @@ def test_mean_far_from_zero_does_not_cancel(api):
 @each_api
 @pytest.mark.parametrize("frozen", [False, True], ids=["train", "inference"])
 def test_narrow_output_rounds_only_the_output(api, frozen):
+    """Pitfall 18."""
     x = 100.3 + 0.1 * batch((64, 1), mean=0) / 2
     variables = {**new_variables((1,)), "mean": jnp.full((1,), 100.3), "var": jnp.full((1,), 0.01)}
     wide, wide_stats = OURS[api].batch_norm(variables, x, frozen=frozen)
@@ -167,6 +168,7 @@ def test_large_float16_does_not_overflow(api):
 
 @each_api
 def test_statistics_stay_in_float32_over_many_small_updates(api):
+    """Pitfall 20."""
     x = jnp.full((4, 1), 1.005, jnp.bfloat16)
     variables = {"mean": jnp.zeros(1), "var": jnp.ones(1)}
     step = jax.jit(lambda stats: OURS[api].batch_norm(stats, x, param_dtype=jnp.bfloat16)[1])
@@ -180,6 +182,7 @@ def test_statistics_stay_in_float32_over_many_small_updates(api):
 
 @each_api
 def test_bad_batches_leave_the_statistics(api):
+    """Pitfalls 29, 37, 38 and 53."""
     variables, x = new_variables((3,)), batch((4, 3))
     _, nan = OURS[api].batch_norm(variables, x.at[0, 1].set(jnp.nan))
     _, good = OURS[api].batch_norm(variables, x)

@@ -123,6 +123,7 @@ def moments_of(
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2, 3), (3,), ()], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64], ids=["float32", "complex64"])
 def test_every_platform_s_moments_equal_the_oracle(platform: str, axes: tuple[int, ...], dtype: Any) -> None:
+    """Pitfall 27: by the programs, on this CPU."""
     x = data(dtype=dtype)
     mean, var, _ = oracles.moments(x, axes)
     got_mean, got_var = moments_of(x, axes, near=1.0, platform=platform)

@@ -26,6 +26,7 @@ from promises import (
 @check_vma
 @pytest.mark.parametrize("devices", [2, 8])
 def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool, devices: int) -> None:
+    """Pitfalls 41 and 70."""
     arguments = case.arguments()
     varied, rest = varied_and_rest(arguments)
     sharded = jax.shard_map(
@@ -52,6 +53,7 @@ def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool,
 @each
 @check_vma
 def test_shard_map_without_axis_name_is_a_call_on_every_part(case: Case, check_vma: bool) -> None:
+    """Pitfall 77."""
     arguments = case.arguments()
 
     def one(key: jax.Array, index: jax.Array, arguments: Arguments) -> Any:

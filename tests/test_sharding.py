@@ -295,6 +295,7 @@ def synced(mode: str, devices: int, check_vma: bool = True) -> Any:
 @pytest.mark.parametrize("mode, check_vma", [("vmap", True), ("shard_map", True), ("shard_map", False)], ids=str)
 @pytest.mark.parametrize("counts", [(4, 1), (4, 0), (1, 1), (5, 3, 8, 1), (5, 3, 8, 1, 0, 2, 7, 4)], ids=str)
 def test_uneven_counts_weigh_what_they_hold(mode: str, check_vma: bool, counts: tuple[int, ...]) -> None:
+    """Pitfalls 41 and 67 to 70."""
     x, where = uneven(counts, max(counts))
     dy = jnp.where(where, data(x.shape, seed=4), 0.5)
     (params, dx), (y, states) = synced(mode, len(counts), check_vma)(PARAMS, x, where, dy)
@@ -311,6 +312,7 @@ def test_uneven_counts_weigh_what_they_hold(mode: str, check_vma: bool, counts: 
 
 @pytest.mark.parametrize("mode, check_vma", [("vmap", True), ("shard_map", True), ("shard_map", False)], ids=str)
 def test_no_counted_row_on_any_device_leaves_the_state(mode: str, check_vma: bool) -> None:
+    """Pitfalls 41 and 69."""
     x, where = uneven((0, 0), 4)
     gradients, (y, states) = synced(mode, 2, check_vma)(PARAMS, x, where, jnp.ones_like(x))
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, y)))
@@ -341,6 +343,7 @@ def test_padding_on_another_device_reaches_nothing(padding: float) -> None:
 
 
 def test_one_row_on_each_of_two_devices_is_a_batch_of_two() -> None:
+    """Pitfall 28."""
     x = jnp.asarray([[1, 2, 3], [4, 6, 9.0]])
     y, state = jax.vmap(
         lambda x: batch_norm(PARAMS, STATE, x, train=True, unbiased=True, axis_name="d", momentum=0.0), axis_name="d"
@@ -348,6 +351,18 @@ def test_one_row_on_each_of_two_devices_is_a_batch_of_two() -> None:
     expected = oracles.batch_norm(PARAMS, STATE, x, train=True, unbiased=True, momentum=0.0)
     assert_allclose(y[:, 0], expected.y, rtol=1e-5, atol=1e-5)
     assert_allclose(state.var[0], expected.var, rtol=1e-6)
+
+
+def test_one_number_of_every_device_is_pooled() -> None:
+    """Pitfall 31: statistics without an axis, of all elements of all devices, or of one element of each."""
+    x, state = data((4, 6)), RunningStats(jnp.float32(3), jnp.float32(7))
+    call = lambda x, **named: batch_norm(AffineParams(None, None), state, x, train=True, channel_axis=(), **named)  # noqa: E731
+    for part in (x, x[:, :1], x[:, 0]):
+        y, states = jax.vmap(lambda x: call(x, axis_name="d"), axis_name="d")(part)
+        expected, new = call(part)
+        assert_allclose(y, expected, rtol=2e-6, atol=2e-6)
+        for own, wanted in zip(states, new, strict=True):
+            assert_allclose(own, jnp.full(4, wanted), rtol=1e-6)
 
 
 def test_means_far_from_zero_and_from_each_other_are_pooled_exactly() -> None:
@@ -375,6 +390,7 @@ def test_complex_numbers_are_pooled() -> None:
 @pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[0, 3], [1, 2]], [[0], [1, 2, 3]], [[2, 0, 1, 3]]], ids=str)
 @pytest.mark.parametrize("mode", ["vmap", "shard_map"])
 def test_groups_are_runs_of_their_own(groups: list[list[int]], mode: str) -> None:
+    """Pitfall 75."""
     x, where = uneven((3, 0, 4, 1), 4)
     x = x.at[4].set(jnp.nan)  # does not count, and must not leak from one group into another
 
@@ -451,8 +467,9 @@ def test_pooling_takes_one_collective() -> None:
     assert "all-gather" not in text
 
 
-def test_a_traced_mean_loss_gives_the_global_gradient() -> None:
-    """A local loss and averaged gradients are the gradient of the global mean."""
+@check_vma
+def test_a_traced_mean_loss_gives_the_global_gradient(check_vma: bool) -> None:
+    """A local loss and averaged gradients are the gradient of the global mean. Pitfall 70."""
     x = data((8, 3))
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
 
@@ -460,9 +477,10 @@ def test_a_traced_mean_loss_gives_the_global_gradient() -> None:
         def loss(params: AffineParams) -> jax.Array:
             return jnp.mean(jnp.sin(batch_norm(params, STATE, x, train=True, axis_name="d")[0]))
 
-        params = jax.tree.map(lambda a: jax.lax.pcast(a, "d", to="varying"), params)
+        if check_vma:
+            params = jax.tree.map(lambda a: jax.lax.pcast(a, "d", to="varying"), params)
         return jax.lax.pmean(jax.grad(loss)(params), "d")
 
-    got = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P()))(PARAMS, x)
+    got = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P(), check_vma=check_vma))(PARAMS, x)
     expected = jax.grad(lambda params: jnp.mean(jnp.sin(batch_norm(params, STATE, x, train=True)[0])))(PARAMS)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)

@@ -34,6 +34,7 @@ FIRST_OF_ITS_FUNCTION = {case.function: case for case in reversed(CASES)}
 
 @each
 def test_vmap_equals_a_loop(case: Case) -> None:
+    """Pitfall 63."""
     lanes = 3
     arguments = case.arguments()
     xs = jnp.stack([arguments["x"] * (1 + i) + i for i in range(lanes)])
@@ -62,6 +63,7 @@ def test_vmap_of_the_amounts_equals_a_loop(case: Case) -> None:
 @each_stateful
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_state_keeps_tree_shape_dtype_and_weak_type(case: Case, dtype: Any) -> None:
+    """Pitfall 56."""
     arguments = case.arguments(dtype)
     for traced in (False, True):
         _, state = (compiled(case) if traced else case)(new_key(), arguments)
@@ -91,6 +93,7 @@ def test_static_limits_have_finite_gradients_in_both_modes(case: Case) -> None:
 
 @each
 def test_derivatives_of_higher_orders_in_float64(case: Case) -> None:
+    """Pitfall 61."""
     if case.holds_constants:  # those of its formula, with what is held, are in the tests of the layer
         return
     with jax.enable_x64(True):
@@ -102,6 +105,7 @@ def test_derivatives_of_higher_orders_in_float64(case: Case) -> None:
 @each
 @pytest.mark.parametrize("policy", ["everything_saveable", "nothing_saveable"])
 def test_checkpoint_changes_neither_value_nor_gradient_nor_state(case: Case, policy: str) -> None:
+    """Pitfall 58."""
     varied, rest = varied_and_rest(case.arguments())
 
     def f(varied: Arguments, key: jax.Array) -> Any:
@@ -189,6 +193,7 @@ def test_a_scan_over_layers_keeps_nothing_of_them(case: Case) -> None:
 
 @each
 def test_memory_of_the_gradient_is_a_few_times_that_of_x(case: Case) -> None:
+    """Pitfall 66."""
     varied, rest = varied_and_rest(case.arguments())
     varied, rest = (
         {name: jnp.tile(a, (64, *[1] * (a.ndim - 1))) if name in case.batched else a for name, a in part.items()}
@@ -232,6 +237,7 @@ def test_export_lowers_for_cpu_cuda_and_tpu(case: Case) -> None:
 
 @each
 def test_no_tracer_leaks(case: Case) -> None:
+    """Pitfalls 59 and 63."""
     with jax.check_tracer_leaks():
         varied, rest = varied_and_rest(case.arguments())
         for _ in range(2):
@@ -241,7 +247,8 @@ def test_no_tracer_leaks(case: Case) -> None:
 
 @each
 def test_no_nan_arises_inside_that_is_selected_away_later(case: Case) -> None:
-    with jax.debug_nans(True):
+    """Pitfall 35."""
+    with jax.debug_nans(True), jax.debug_infs(True):
         for position in (0, 2):
             amounts = {name: values[position] for name, values in case.amounts.items()}
             varied, rest = varied_and_rest({**case.arguments(), **amounts})

@@ -175,6 +175,7 @@ def test_a_bad_rate_is_named_before_the_bits_that_do_not_hold_it(function: Calla
 
 @each
 def test_a_missing_argument_is_a_type_error(function: Callable[..., Any]) -> None:
+    """Pitfall 64: a key too."""
     with pytest.raises(TypeError):
         function(data())
 

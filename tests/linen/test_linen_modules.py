@@ -93,16 +93,19 @@ def test_training_of_a_network_equals_that_with_flax():
 
 
 def test_initialization_leaves_the_statistics_and_needs_no_axis_name():
+    """Pitfall 51."""
     norm = jn.BatchNorm(use_running_average=False, axis_name="devices", axis_index_groups=[[0, 1], [2, 3]])
     x = batch((8, 3))
     y, variables = norm.init_with_output(jax.random.key(0), x)
     equal(variables["batch_stats"], {"mean": jnp.zeros(3), "var": jnp.ones(3)})
+    equal(norm.init(jax.random.key(0), 5 * x + 3), variables)
     close(y.mean(0), jnp.zeros(3))
     with pytest.raises(ValueError, match="axis_name 'devices' is not bound"):
         norm.apply(variables, x, mutable=["batch_stats"])
 
 
 def test_statistics_are_averaged_when_parameters_are_mutable_too():
+    """Pitfall 51."""
     norm, x = jn.BatchNorm(use_running_average=False, momentum=0.9), batch((8, 3))
     variables = norm.init(jax.random.key(0), x)
     _, updates = norm.apply(variables, x, mutable=["params", "batch_stats"])
@@ -185,6 +188,8 @@ def test_malformed_key_raises():
 
 
 def test_a_shared_layer_averages_at_every_call():
+    """Pitfall 54."""
+
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -257,6 +262,8 @@ def test_vmap_without_axis_name_gives_each_lane_its_own_statistics():
 
 
 def test_remat_averages_once_and_draws_the_same_mask():
+    """Pitfall 58."""
+
     class Rematted(nn.Module):
         wrap: Any
 

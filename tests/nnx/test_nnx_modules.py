@@ -224,6 +224,8 @@ def test_variables_that_are_references_are_updated_under_a_bare_jit():
 
 
 def test_remat_averages_once_and_draws_the_same_mask():
+    """Pitfall 58."""
+
     def run(wrap):
         block, x = Block(rngs=nnx.Rngs(0)), batch((8, 3))
         grads = nnx.grad(lambda block: jnp.sum(wrap(lambda block, x: block(x))(block, x) ** 2))(block)
@@ -293,6 +295,7 @@ def test_eval_shape_makes_and_applies_a_model_without_numbers():
 
 
 def test_state_is_not_captured_by_a_bare_jit():
+    """Pitfall 64."""
     block = Block(rngs=nnx.Rngs(0))
     with pytest.raises(errors.TraceContextError, match="trace"):
         jax.jit(block.__call__)(batch((8, 3)))

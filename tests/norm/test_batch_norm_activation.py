@@ -100,7 +100,10 @@ def test_x_alone_is_kept(dtype: Any, activation: Any) -> None:
 
 @pytest.mark.parametrize("activation", [None, jax.nn.relu], ids=["alone", "relu"])
 def test_a_program_for_cpus_needs_no_memory_beside_its_outputs(activation: Any) -> None:
-    """No array of x's size, as of `x - mean`, though several sums and the output take it: each computes it for itself."""
+    """No array of x's size, as of `x - mean`, though several sums and the output take it: each computes it for itself.
+
+    Pitfall 66.
+    """
     shape = (64, 16, 16, 3)
 
     def forward_and_backward(params: AffineParams, x: jax.Array, dy: jax.Array) -> Any:

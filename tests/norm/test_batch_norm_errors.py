@@ -98,6 +98,7 @@ BAD["state.var [1, 3]"] = ({"state": stats(None, jnp.ones((1, 3)))}, ValueError,
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name: str) -> None:
+    """Pitfalls 20, 33, 45, 55 and 75."""
     given, error, argument, value = BAD[name]
     with pytest.raises(error) as raised:
         call(**given)
@@ -123,6 +124,7 @@ def test_traced_arguments_of_a_wrong_shape_are_named() -> None:
 
 
 def test_train_cannot_be_left_out() -> None:
+    """Pitfall 52."""
     with pytest.raises(TypeError, match="train"):
         batch_norm(PARAMS, STATE, data())
 

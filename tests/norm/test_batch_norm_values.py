@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from cases import counted, data
+from jax.experimental.layout import Format, Layout
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -51,6 +52,7 @@ def test_equals_the_oracle_in_every_rank(train: bool, shape: tuple[int, ...], un
 @inference_or_training
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -4, (1, 3), (3, 1), (-1, 1), (0, 1, 2, 3), ()], ids=str)
 def test_equals_the_oracle_on_every_channel_axis(train: bool, axis: Any) -> None:
+    """Pitfalls 31 and 33."""
     x = data((4, 2, 3, 5))
     channels = (axis,) if isinstance(axis, int) else axis
     shape = tuple(x.shape[a] for a in sorted(a % 4 for a in channels))
@@ -67,6 +69,7 @@ def test_equals_the_oracle_on_every_channel_axis(train: bool, axis: Any) -> None
 
 @inference_or_training
 def test_channel_axis_is_a_move_of_the_axis(train: bool) -> None:
+    """Pitfall 71."""
     x = data((4, 2, 3, 5), channel_axis=1)
     params, state = parameters(2)
     y, new = compiled(params, state, x, train=train, channel_axis=1)
@@ -87,6 +90,7 @@ def test_scale_and_bias_may_be_left_out(train: bool, parts: tuple[bool, bool]) -
 
 @pytest.mark.parametrize("offset", [1e2, 1e3, 1e4, 1e5, -1e4])
 def test_a_mean_far_from_zero_costs_no_more_than_the_rounding_of_x(offset: float) -> None:
+    """Pitfalls 2 and 3."""
     x = normal((8, 3)) + np.float32(offset)
     params, state = plain(3)
     y, new = compiled(params, state, x, train=True, momentum=0.0)
@@ -118,9 +122,9 @@ def test_an_outlier_in_the_first_place_is_an_outlier_like_any_other(first: float
 @pytest.mark.parametrize("shape", [(3,), (64, 1), (8, 8, 8, 4), (1000, 3)], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "where"])
 def test_a_constant_channel_becomes_the_bias(shape: tuple[int, ...], masked: bool) -> None:
-    """No rounding error of the mean is blown up by the root of epsilon."""
+    """No rounding error of the mean is blown up by the root of epsilon. Pitfall 1."""
     random = np.random.default_rng(3)
-    constants = np.float32([11, 11 + 3e-6, 123456789.0, 1e-3, 0, 1e15, *10 ** random.uniform(-3, 6, 10)])
+    constants = np.float32([11, 11 + 3e-6, 123456789.0, 1e-3, 0, 1e15, *10 ** random.uniform(-3, 6, 100)])
     where = jnp.asarray(random.random(shape) < 0.6).at[0].set(True) if masked else None
     for constant in constants:
         for sign in (1, -1):
@@ -133,7 +137,10 @@ def test_a_constant_channel_becomes_the_bias(shape: tuple[int, ...], masked: boo
 
 @pytest.mark.parametrize("std", [1e-3, 1.0, 1e3])
 def test_epsilon_is_added_to_the_variance(std: float) -> None:
-    """Dividing by `var + epsilon`, its square, or `std + epsilon` gives another variance; unit deviations hide it."""
+    """Dividing by `var + epsilon`, its square, or `std + epsilon` gives another variance; unit deviations hide it.
+
+    Pitfall 12.
+    """
     x = normal((64, 3), 5 * std, std)
     for epsilon in (1e-5, 1e-3, 0.5):
         y, _ = compiled(*plain(3), x, train=True, epsilon=epsilon)
@@ -142,11 +149,14 @@ def test_epsilon_is_added_to_the_variance(std: float) -> None:
 
 
 def test_inference_subtracts_the_mean_before_it_scales() -> None:
+    """Pitfall 9."""
     state = RunningStats(jnp.full(2, 1e6), jnp.full(2, 1e-4))
     x = jnp.asarray([[1e6, 1e6 + 0.0625]], jnp.float32)
     for call in (batch_norm, compiled):
         y, _ = call(AffineParams(None, None), state, x, train=False, epsilon=1e-3)
         assert_allclose(y, [[0, 0.0625 / np.sqrt(1e-4 + 1e-3)]], rtol=1e-5)
+    with jax.disable_jit():
+        assert_allclose(batch_norm(AffineParams(None, None), state, x, train=False, epsilon=1e-3)[0], y, rtol=1e-6)
     huge = RunningStats(jnp.full(3, 1e15), jnp.full(3, 2.0))
     y, _ = compiled(AffineParams(None, jnp.ones(3) * 4), huge, jnp.full((3, 3), 1e15), train=False)
     assert_array_equal(y, jnp.full((3, 3), 4.0))
@@ -154,6 +164,7 @@ def test_inference_subtracts_the_mean_before_it_scales() -> None:
 
 @pytest.mark.parametrize("features", [1, 2, 3, 31, 33, 63, 65, 127, 129, 384])
 def test_numbers_of_channels(features: int) -> None:
+    """Pitfall 15."""
     x = normal((4, 2, features), np.linspace(-3, 5, features), np.linspace(0.5, 4, features))
     y, new = compiled(*plain(features), x, train=True)
     expected = oracles.batch_norm(*plain(features), x, train=True)
@@ -163,14 +174,16 @@ def test_numbers_of_channels(features: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 65535, 65536, 65537, 10_000])
 def test_numbers_of_elements(rows: int) -> None:
-    x = normal((rows, 3), 4, 2)
-    y, new = compiled(*plain(3), x, train=True, momentum=0.5)
-    expected = oracles.batch_norm(*plain(3), x, train=True, momentum=0.5)
+    """Pitfall 15."""
+    x = normal((rows, 33), 4, 2)
+    y, new = compiled(*plain(33), x, train=True, momentum=0.5)
+    expected = oracles.batch_norm(*plain(33), x, train=True, momentum=0.5)
     assert_allclose(y, expected.y, atol=1e-4)
     assert_allclose(new.var, expected.var, rtol=1e-5)
 
 
 def test_complex_numbers_have_a_complex_mean_and_a_real_variance() -> None:
+    """Pitfall 21."""
     x = data((6, 4, 3), jnp.complex64)
     params, _ = parameters(3)
     state = RunningStats(jnp.full(3, 1 - 2j, jnp.complex64), jnp.full(3, 7.0))
@@ -186,6 +199,7 @@ def test_complex_numbers_have_a_complex_mean_and_a_real_variance() -> None:
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "where"])
 def test_gradient_equals_the_analytic_one(mean: float, masked: bool) -> None:
+    """Pitfall 6."""
     x = normal((8, 2, 4, 3), mean, [0.5, 2, 3])
     dy = normal(x.shape, 0.3, 2, seed=5)
     params, state = parameters(3)
@@ -219,6 +233,7 @@ def test_gradients_of_complex_numbers(masked: bool) -> None:
 
 
 def test_gradient_at_zero_variance_is_bounded_by_the_root_of_epsilon() -> None:
+    """Pitfalls 4 and 14."""
     params, state = parameters(3)
     dy = data((4, 3, 5), seed=4)
 
@@ -232,6 +247,7 @@ def test_gradient_at_zero_variance_is_bounded_by_the_root_of_epsilon() -> None:
 
 
 def test_y_does_not_depend_on_the_running_statistics_in_training() -> None:
+    """Pitfall 59."""
     params, state = parameters(3)
     x = data((5, 3))
     gradient = jax.grad(lambda state: jnp.sum(jnp.square(batch_norm(params, state, x, train=True)[0])))(state)
@@ -241,7 +257,7 @@ def test_y_does_not_depend_on_the_running_statistics_in_training() -> None:
 
 @inference_or_training
 def test_a_batch_of_one_row(train: bool) -> None:
-    """One element for each channel: its variance is 0, y is the bias, and `unbiased` has no 0 / 0."""
+    """One element for each channel: its variance is 0, y is the bias, and `unbiased` has no 0 / 0. Pitfalls 28 and 35."""
     x = jnp.asarray([[1.0, -2, 30]])
     params, state = parameters(3)
     for unbiased in (False, True):
@@ -257,6 +273,7 @@ def test_a_batch_of_one_row(train: bool) -> None:
 @inference_or_training
 @pytest.mark.parametrize("shape", [(0, 3), (0, 4, 2, 3), (4, 0, 3)], ids=str)
 def test_an_empty_batch_changes_nothing(train: bool, shape: tuple[int, ...]) -> None:
+    """Pitfall 29."""
     params, state = parameters(3)
     x = jnp.zeros(shape)
     for call in (batch_norm, compiled):
@@ -276,6 +293,7 @@ def test_no_channels() -> None:
 
 
 def test_fresh_inference_is_the_affine_map_but_for_epsilon() -> None:
+    """Pitfall 48."""
     x = data((5, 3))
     params, state = init_batch_norm(3)
     y, _ = compiled(params, state, x, train=False, epsilon=1e-3)
@@ -287,21 +305,38 @@ def test_fresh_inference_is_the_affine_map_but_for_epsilon() -> None:
 
 
 def test_inputs_transposed_inside_jit() -> None:
+    """Pitfall 71."""
     x = data((3, 5, 4))
     params, state = parameters(3)
     y, _ = jax.jit(lambda x: batch_norm(params, state, x.T, train=True))(x)
     assert_allclose(y, oracles.batch_norm(params, state, np.asarray(x).T, train=True).y, rtol=1e-5, atol=1e-5)
 
 
+def test_orders_in_memory_change_nothing() -> None:
+    """Pitfall 71: that of x, and that of the gradient, where the two differ."""
+    x, dy, (params, state) = data((5, 4, 3)), data((5, 4, 3), seed=3), parameters(3)
+
+    @jax.jit
+    def run(x: jax.Array, dy: jax.Array) -> Any:
+        y, pullback = jax.vjp(lambda params, x: batch_norm(params, state, x, train=True)[0], params, x)
+        return y, pullback(dy)
+
+    first = Format(Layout(major_to_minor=(0, 2, 1)), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    for layouts in ((first, None), (None, first), (first, first)):
+        given = [a if layout is None else jax.device_put(a, layout) for a, layout in zip((x, dy), layouts, strict=True)]
+        for got, expected in zip(jax.tree.leaves(run(*given)), jax.tree.leaves(run(x, dy)), strict=True):
+            assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_eager_and_compiled_training_have_no_collective_and_no_concatenation() -> None:
-    """What pooling over devices needs must cost nothing without it."""
+    """What pooling over devices needs must cost nothing without it. Pitfall 65."""
     params, state = parameters(3)
     text = compiled.lower(params, state, data((8, 3)), train=True).compile().as_text()
     assert not any(op in text for op in (" all-reduce(", " concatenate(", " all-gather("))
 
 
 def test_inference_compiles_to_the_program_of_flax() -> None:
-    """Operation for operation: where the two take different times, that is noise."""
+    """Operation for operation: where the two take different times, that is noise. Pitfall 65."""
     params, state = parameters(3)
     layer = nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=jnp.bfloat16)
     variables = {"params": params._asdict(), "batch_stats": state._asdict()}

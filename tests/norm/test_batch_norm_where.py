@@ -22,7 +22,7 @@ compiled = jax.jit(batch_norm, static_argnames=("train", "unbiased"))
     "shape", [(8, 2, 4, 3), (8, 1, 4, 1), (8, 2, 1, 1), (8, 1, 1, 1), (1, 2, 4, 3), (1, 1, 1, 3), (1, 1, 1, 1)], ids=str
 )
 def test_statistics_are_those_of_the_counted_elements(shape: tuple[int, ...], unbiased: bool) -> None:
-    """A mask of fewer elements counts for all that it is broadcast to."""
+    """A mask of fewer elements counts for all that it is broadcast to. Pitfall 43."""
     where = jnp.asarray(np.random.default_rng(1).random(shape) < 0.6).at[0].set(True)
     x = data()
     y, state = compiled(PARAMS, STATE, x, train=True, where=where, momentum=0.8, unbiased=unbiased)
@@ -42,6 +42,7 @@ def test_one_counted_element_in_a_channel() -> None:
 
 
 def test_an_outlier_that_does_not_count_does_not_move_the_statistics() -> None:
+    """Pitfall 44."""
     x = data((6, 3)).at[4].set(1e6)
     where = jnp.ones((6, 1), bool).at[4].set(False)
     _, state = compiled(PARAMS, STATE, x, train=True, where=where)
@@ -55,6 +56,7 @@ def test_an_outlier_that_does_not_count_does_not_move_the_statistics() -> None:
 @pytest.mark.parametrize("padding", [np.nan, np.inf, -np.inf, 1e38, -3e38], ids=str)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "infer"])
 def test_padding_reaches_neither_outputs_nor_gradients(padding: float, train: bool) -> None:
+    """Pitfall 40."""
     x, where = data(), counted()
     everywhere = jnp.broadcast_to(where, x.shape)
     dy = data(seed=8)
@@ -103,6 +105,7 @@ def test_a_nan_that_counts_is_seen_in_the_output() -> None:
 
 @pytest.mark.parametrize("fill", [None, np.nan], ids=["finite", "nan"])
 def test_nothing_counted_leaves_the_state_and_uses_it(fill: float | None) -> None:
+    """Pitfalls 37 and 38."""
     x = data((6, 3)) if fill is None else jnp.full((6, 3), fill)
     where = jnp.zeros((6, 1), bool)
 

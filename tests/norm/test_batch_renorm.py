@@ -72,6 +72,7 @@ def test_within_the_limits_training_gives_what_inference_gives() -> None:
 
 
 def test_limits_of_1_and_0_are_batch_norm_with_its_gradient() -> None:
+    """Pitfall 113."""
     (params, state), x = parameters(), data()
     running = RunningStats(state.mean, state.std**2)
     weights = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
@@ -85,6 +86,7 @@ def test_limits_of_1_and_0_are_batch_norm_with_its_gradient() -> None:
 
 
 def test_the_gradient_is_that_of_batch_norm_times_r() -> None:
+    """Pitfall 113: r and d are constants."""
     (_, state), x = parameters(), data()
     weights = jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
     none = AffineParams(None, None)

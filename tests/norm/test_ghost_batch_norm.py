@@ -36,6 +36,7 @@ def assert_equals(got: tuple[jax.Array, RunningStats], expected: oracles.Normali
 @pytest.mark.parametrize("ghost_size", [1, 2, 3, 4, 7, 8, 100])
 @pytest.mark.parametrize("unbiased", [False, True], ids=["biased", "unbiased"])
 def test_equals_the_oracle_with_any_remainder(shape: tuple[int, ...], ghost_size: int, unbiased: bool) -> None:
+    """Pitfall 36: the last ghost is a smaller one."""
     x, (params, state) = data(shape), parameters(5)
     options = {"train": True, "momentum": 0.8, "epsilon": 1e-3, "unbiased": unbiased}
     got = compiled(params, state, x, ghost_size, **options)
@@ -65,6 +66,7 @@ def test_equals_the_oracle_on_every_channel_axis(shape: tuple[int, ...], channel
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_ghost_is_batch_norm_and_inference_is_that_of_batch_norm(shape: tuple[int, ...]) -> None:
+    """Pitfall 36."""
     x, (params, state) = data(shape), parameters(5)
     for train, size in ((True, 8), (True, 9), (False, 2)):
         got = compiled(params, state, x, size, train=train)

@@ -21,6 +21,7 @@ from jaxnorm import (
     init_instance_norm,
     instance_norm,
     layer_norm,
+    tracked_instance_norm,
 )
 from jaxnorm.benchmarks._costs import residuals
 
@@ -56,6 +57,7 @@ def normal(shape: tuple[int, ...], mean: float = 0.0, seed: int = 0) -> jax.Arra
     ids=str,
 )
 def test_equals_the_oracle_on_every_axis(options: dict[str, Any]) -> None:
+    """Pitfall 112."""
     x = data((4, 2, 4, 6))
     params = parameters(x.shape[options.get("channel_axis", -1)])
     y = compiled(params, x, **options, epsilon=1e-3)
@@ -84,10 +86,12 @@ def test_float64_has_the_oracle_to_1e_12() -> None:
 
 
 def test_one_group_is_layer_norm_of_the_whole_example_and_many_are_instance_norm() -> None:
+    """Pitfall 111."""
     x, params = normal((4, 5, 6, 8), 3.0), parameters(8)
     whole = layer_norm(params, x, reduction_axes=(1, 2, 3))
-    assert_allclose(group_norm(params, x, 1), whole, rtol=1e-5, atol=1e-5)
-    assert_allclose(group_norm(params, x, 8), instance_norm(params, x), rtol=1e-5, atol=1e-5)
+    assert_allclose(group_norm(params, x, 1), whole, rtol=1e-6, atol=1e-6)
+    for many in (group_norm(params, x, 8), group_norm(params, x, None, group_size=1)):
+        assert_allclose(many, instance_norm(params, x), rtol=1e-6, atol=1e-6)
 
 
 def test_instance_norm_of_one_example_is_batch_norm() -> None:
@@ -96,8 +100,21 @@ def test_instance_norm_of_one_example_is_batch_norm() -> None:
     assert_allclose(instance_norm(params, x), y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 1, 1, 3)], ids=str)
+def test_instances_of_one_position_are_the_bias_in_batches_of_any_size(shape: tuple[int, ...]) -> None:
+    """Pitfall 30."""
+    x, params = normal(shape, 3.0), parameters(3)
+    _, state = init_batch_norm(3)
+    trained, _ = tracked_instance_norm(params, state, x, train=True)
+    for y in (instance_norm(params, x), group_norm(params, x, 3), trained):
+        assert_array_equal(y, jnp.broadcast_to(params.bias, shape))
+
+
 def test_a_group_does_not_depend_on_the_others() -> None:
-    """Of 48 channels in 16 groups (methods.md 3.12): values and gradients of a group, whatever is in the others."""
+    """Of 48 channels in 16 groups (methods.md 3.12): values and gradients of a group, whatever is in the others.
+
+    Pitfall 112.
+    """
     x, params = normal((3, 4, 48)), parameters(48)
     other = (jnp.arange(48) < 6) | (jnp.arange(48) >= 9)
     run = lambda x: jax.value_and_grad(lambda x: jnp.sum(jnp.sin(compiled(params, x, 16)[..., 6:9])))(x)  # noqa: E731
@@ -257,6 +274,7 @@ def test_sharded_arrays_of_either_kind_of_axis(axis_type: AxisType, spec: P, red
     ("options", "kind", "message"),
     [
         ({"num_groups": 4}, ValueError, "num_groups must divide the number of channels, 6, got 4"),
+        ({"num_groups": 12}, ValueError, "num_groups must divide the number of channels, 6, got 12"),
         ({"num_groups": 0}, ValueError, "num_groups must be at least 1, got 0"),
         ({"num_groups": 2.0}, TypeError, "num_groups must be an int"),
         ({"num_groups": None}, ValueError, "num_groups or group_size must be given, and not both, got None and None"),
@@ -277,6 +295,7 @@ def test_sharded_arrays_of_either_kind_of_axis(axis_type: AxisType, spec: P, red
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    """Pitfall 112."""
     with pytest.raises(kind, match=message):
         group_norm(parameters(6), data((3, 4, 6)), **{"num_groups": 2, **options})
 
@@ -293,7 +312,9 @@ def test_a_symbolic_number_of_channels_is_named() -> None:
 
 
 def test_parameters_have_the_sizes_of_the_channels() -> None:
+    """Pitfall 112."""
     assert [part.shape for part in init_instance_norm((2, 3)) if part is not None] == [(2, 3)] * 2
+    assert [part.shape for part in init_group_norm(6) if part is not None] == [(6,)] * 2  # whatever the groups
     assert init_group_norm(3, use_scale=False, use_bias=False) == NONE
     with pytest.raises(ValueError, match="num_features must be at least 1, got 0"):
         init_group_norm(0)

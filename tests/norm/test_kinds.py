@@ -309,6 +309,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 
 def test_parts_must_come_out_even_in_training() -> None:
+    """Pitfall 36."""
     params, state = parameters(3, 5), statistics(3, 5)
     with pytest.raises(ValueError, match="x must have a batch that the 3 parts of the state divide, got 8 examples"):
         split_batch_norm(params, state, data((8, 5)), train=True)

@@ -48,6 +48,7 @@ def normal(shape: tuple[int, ...], mean: float = 0.0, seed: int = 0) -> np.ndarr
     ids=str,
 )
 def test_equals_the_oracle_on_every_axis(reduction_axes: Any, feature_axes: Any) -> None:
+    """Pitfall 33."""
     x = data((4, 2, 3, 5))
     axes = (feature_axes,) if isinstance(feature_axes, int) else feature_axes
     params = parameters(*(x.shape[a] for a in sorted(a % 4 for a in axes)))
@@ -134,6 +135,7 @@ def test_an_empty_batch_stays_empty() -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_only_the_output_is_rounded(dtype: Any) -> None:
+    """Pitfall 18."""
     x = jnp.asarray(100.3 + 0.1 * normal((64, 32)))
     params = parameters(32)
     exact = oracles.layer_norm(params, x)

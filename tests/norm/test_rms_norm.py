@@ -74,7 +74,8 @@ def test_scaling_an_example_changes_nothing_and_shifting_it_does() -> None:
 
 @pytest.mark.parametrize(("fraction", "first"), [(0.0625, 1), (0.01, 1), (0.25, 4), (0.3, 4), (0.999, 15), (1, 16)])
 def test_a_fraction_squares_the_first_features(fraction: float, first: int) -> None:
-    x = normal((6, 16), 1.0)
+    """Pitfall 13: squares, and not the variance."""
+    x = normal((6, 16), 3.0)
     wanted = np.float64(x) / np.sqrt((np.float64(x)[:, :first] ** 2).mean(-1, keepdims=True) + 1e-6)
     assert_allclose(rms_norm(NONE, x, fraction=fraction), wanted, rtol=1e-5, atol=1e-6)
 
