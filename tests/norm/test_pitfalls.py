@@ -1,11 +1,10 @@
 """Known mistakes of other libraries, by their numbers, that no other file is the place for.
 
-Such numbers stand in the docstrings of the tests that would see the mistake here, in all
-files of tests. What cannot be made here:
+Their numbers stand in the docstrings of the tests that would see such a mistake here, in every file. What cannot be made here:
 
+- 15, of arrays of more than 2^31 elements alone: they take the memory of an accelerator.
 - 34, blocks of an even size: there is no drop block.
-- 73, and of 45 the conversion: nothing converts layers, or statistics of PyTorch's momentum.
-- of 15 an array of more than 2^31 elements: it takes an accelerator's memory.
+- 45, of the conversion alone, and 73: nothing converts layers or statistics of another library.
 """
 
 import inspect
