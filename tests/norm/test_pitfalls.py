@@ -48,7 +48,9 @@ def test_the_oracle_computes_in_float64_around_the_mean() -> None:
     assert_allclose(var, 13 / 72, rtol=1e-11)
 
 
-@rows(TRAINED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in FIRST)) for case in TRAINED]
+)
 def test_one_element_of_every_channel_has_no_variance_to_average(case: Case) -> None:
     """Pitfalls 28 and 35: nor is `n / (n - 1)` taken of it."""
     arguments = sized(case, case.arguments(), 1, 1)
