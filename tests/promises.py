@@ -33,12 +33,18 @@ def rows(cases: tuple[Case, ...], *marks: pytest.MarkDecorator) -> pytest.MarkDe
 
 
 _ALL_FIRST = (jaxnorm.batch_norm, jaxnorm.dropout)
-_OWN = {case.function: case for case in reversed(WHOLE)} | {case.function: case for case in WHOLE if "where" in case.batched}
+_BY_FUNCTION = {case.function: case for case in reversed(WHOLE)} | {
+    case.function: case for case in WHOLE if "where" in case.batched
+}
+
+
+OWN = tuple(_BY_FUNCTION.values())
+"""A row of each layer, with a mask if it takes one."""
 
 
 def _waits(case: Case) -> bool:
-    """Whether the core of a row's promises is slow: of most layers it is tried at first for one, with a mask if it takes one."""
-    return case is not _OWN[case.function] and (case.function not in _ALL_FIRST or _trains_elsewhere(case))
+    """Whether the core of a row's promises is slow: of most layers it is tried at first for one."""
+    return case not in OWN and (case.function not in _ALL_FIRST or _trains_elsewhere(case))
 
 
 # The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them.

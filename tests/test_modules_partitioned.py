@@ -273,9 +273,12 @@ def statistics(norm: Any) -> Any:
 
 
 @pytest.mark.slow
-@each_division
+@pytest.mark.parametrize(
+    ("axis_type", "spec", "how"),
+    [(*division, "initializers") for division in DIVIDED] + [(*DIVIDED[0], "metadata")],
+    ids=["auto", "explicit", "explicit-batch", "auto-metadata"],
+)
 @each_module
-@pytest.mark.parametrize("how", ["initializers", "metadata"])
 def test_partitioned_parameters_of_nnx(name: str, axis_type: AxisType, spec: P, how: str) -> None:
     if how == "metadata" and name in ("CosineNorm", "WeightNorm"):
         pytest.skip("takes initializers alone")

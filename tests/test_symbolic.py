@@ -67,8 +67,7 @@ def test_control_the_cpu_runs_the_part_of_another_platform() -> None:
 
 
 @pytest.mark.parametrize("case", core)
-@pytest.mark.parametrize("other", ["cuda", "tpu"])
-def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case, other: str) -> None:
+def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) -> None:
     given, fixed = of_program(case, case.arguments())
     run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))
@@ -79,12 +78,13 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case, 
     expected = run(key_data, arguments)
     compare(case, program.call(key_data, arguments), expected)
     if not case.calls_library:
+        other = PLATFORMS[1 + CASES.index(case) % 2]  # one row tries one, the next the other
         compare(case, as_on(other, program).call(key_data, arguments), expected)
 
 
 @pytest.mark.slow
 @rows(CASES)
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("axis", [1, 2])
 def test_a_program_with_a_symbolic_size_gives_what_the_layer_gives(case: Case, axis: int) -> None:
     if axis in case.feature_axes:
         pytest.skip("the size of the parameters is known")
@@ -92,5 +92,4 @@ def test_a_program_with_a_symbolic_size_gives_what_the_layer_gives(case: Case, a
     run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))
     program = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, axis, case.batched))
-    arguments = with_rows(case, given, 16) if axis == 0 else given
-    compare(case, export.deserialize(program.serialize()).call(key_data, arguments), run(key_data, arguments))
+    compare(case, export.deserialize(program.serialize()).call(key_data, given), run(key_data, given))
