@@ -17,7 +17,7 @@ LAYERS = (  # a module may import from layers above its own, and from modules of
     ("_bits", "_packed_bits", "_spread_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),
     ("_modules", "_progress"),
-    ("linen", "nnx", "training", "diagnostics", "interop"),
+    ("linen", "nnx", "training", "uncertainty", "diagnostics", "interop"),
     ("experiments", "benchmarks"),
     ("_functions", "__main__"),
 )
