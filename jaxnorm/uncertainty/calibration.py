@@ -12,7 +12,7 @@ from jaxnorm._types import widened
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: of every bin the mean confidence, the accuracy, and how many examples n it has; all are 0 of none."""
+    """A reliability diagram: of every bin the mean confidence, the accuracy and the number of examples, all 0 of none."""
 
     confidence: jax.Array
     accuracy: jax.Array
