@@ -50,6 +50,7 @@ def _waits(case: Case) -> bool:
 # The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them.
 core = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * _waits(case)) for case in CASES]
 each = rows(WHOLE, pytest.mark.slow)
+each_layer = rows(OWN, pytest.mark.slow)  # what takes long
 each_random = rows(RANDOM, pytest.mark.slow)
 each_stateful = rows(WITH_STATE, pytest.mark.slow)
 each_synced = rows(SYNCED, pytest.mark.slow)

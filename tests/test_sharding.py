@@ -21,7 +21,7 @@ from jaxnorm import AffineParams, RunningStats, batch_norm, dropout
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-SPECS = (P("a"), P(None, "b", "a"), P(("a", "b")), P("b", None, "a"))
+SPECS = (P(None, "b", "a"), P(("a", "b")), P("b", None, "a"))
 STATE = RunningStats(jnp.full(3, 5.0), jnp.full(3, 4.0))
 PARAMS = AffineParams(jnp.asarray([0.5, 2, 3], jnp.float32), jnp.asarray([1, -1, 4], jnp.float32))
 

@@ -17,6 +17,7 @@ from promises import (
     compiled,
     compiled_gradient,
     each,
+    each_layer,
     each_random,
     each_stateful,
     finite,
@@ -91,7 +92,7 @@ def test_static_limits_have_finite_gradients_in_both_modes(case: Case) -> None:
         assert finite(jax.jvp(f, (x,), (jnp.ones_like(x),)))
 
 
-@each
+@each_layer
 def test_derivatives_of_higher_orders_in_float64(case: Case) -> None:
     """Pitfall 61."""
     if case.holds_constants:  # those of its formula, with what is held, are in the tests of the layer
@@ -235,7 +236,7 @@ def test_export_lowers_for_cpu_cuda_and_tpu(case: Case) -> None:
     chex.assert_trees_all_close(result, case(new_key(), arguments), rtol=3e-6, atol=3e-6)
 
 
-@each
+@each_layer
 def test_no_tracer_leaks(case: Case) -> None:
     """Pitfalls 59 and 63."""
     with jax.check_tracer_leaks():

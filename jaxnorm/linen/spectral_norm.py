@@ -68,7 +68,7 @@ class SpectralNorm(nn.Module):
         """
         names = self.collection_name
 
-        def kernel_of(path: str, value: jax.Array) -> jax.Array:
+        def kernel_of(path: str, value: jax.Array, _: bool) -> jax.Array:
             if not is_spectral(value, self.n_steps, self.error_on_non_matrix, "Input"):
                 return value
             key = None if self.has_variable(names, f"{path}/u") else self.make_rng("params")

@@ -22,7 +22,7 @@ class WeightNorm(nn.Module):
     Parameters are those of the layer and, for each kernel, `layer/kernel/scale`, as Flax's: checkpoints load both ways. Unlike
     Flax's only the kernel that the layer takes is rounded, its gradient keeps the parameter alone, and what the layer keeps
     besides its parameters, as running statistics, is averaged as ever. The scale of a kernel with metadata, as for its
-    sharding, has the name that it has without; Flax's has another.
+    sharding, is `layer/kernel/value/scale`, as Flax's; it is found by either name, also when the metadata are taken off.
 
     Attributes:
       layer_instance: the layer.
@@ -70,13 +70,19 @@ class WeightNorm(nn.Module):
           ValueError: if feature_axes names an axis that a kernel does not have, or if epsilon is out of range.
         """
 
-        def kernel_of(path: str, value: jax.Array) -> jax.Array:
+        def name_of_scale(path: str, boxed: bool) -> str:
+            wanted = [f"{path}/scale", f"{path}/value/scale"]
+            wanted = wanted[::-1] if boxed else wanted
+            return next((name for name in wanted if self.has_variable("params", name)), wanted[0])
+
+        def kernel_of(path: str, value: jax.Array, boxed: bool) -> jax.Array:
             names = self.variable_filter
             if names and not any(name in path for name in names):
                 return value
             axes = canonical_axes("feature_axes", () if self.feature_axes is None else self.feature_axes, value.ndim)
             shape = tuple(value.shape[axis] for axis in axes)
-            scale = self.param(f"{path}/scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+            name = name_of_scale(path, boxed)
+            scale = self.param(name, self.scale_init, shape, self.param_dtype) if self.use_scale else None
             return apply_weight_norm(value, scale, feature_axes=axes, epsilon=self.epsilon, dtype=self.dtype)
 
         return call_with(self, kernel_of, *args, **kwargs)

@@ -14,7 +14,7 @@ import pytest
 from cases import Case
 from jax.sharding import PartitionSpec as P
 from packages import assert_lack_is_said_in_a_line, install
-from promises import OWN, new_key, rows, varied_and_rest
+from promises import each_layer, new_key, varied_and_rest
 
 from jaxnorm.benchmarks import tpu_programs
 from jaxnorm.benchmarks._compiled_steps import STEPS, Step, perceptron
@@ -183,7 +183,7 @@ def fixture_compiler(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-@rows(OWN, pytest.mark.slow)
+@each_layer
 def test_every_layer_compiles_for_every_chip(case: Case) -> None:
     arguments = case.arguments()
     given = {name: value for name, value in arguments.items() if name not in case.amounts}

@@ -125,7 +125,9 @@ def test_a_constant_channel_becomes_the_bias(shape: tuple[int, ...], masked: boo
     """No rounding error of the mean is blown up by the root of epsilon. Pitfall 1."""
     random = np.random.default_rng(3)
     constants = np.float32([11, 11 + 3e-6, 123456789.0, 1e-3, 0, 1e15, *10 ** random.uniform(-3, 6, 100)])
-    where = jnp.asarray(random.random(shape) < 0.6).at[0].set(True) if masked else None
+    counts = random.random(shape) < 0.6
+    counts.reshape(-1, shape[-1])[0] = True  # of each channel one counts
+    where = jnp.asarray(counts) if masked else None
     for constant in constants:
         for sign in (1, -1):
             x = jnp.full(shape, sign * constant, jnp.float32)
