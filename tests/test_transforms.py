@@ -92,7 +92,7 @@ def test_static_limits_have_finite_gradients_in_both_modes(case: Case) -> None:
         assert finite(jax.jvp(f, (x,), (jnp.ones_like(x),)))
 
 
-@each_layer
+@each
 def test_derivatives_of_higher_orders_in_float64(case: Case) -> None:
     """Pitfall 61."""
     if case.holds_constants:  # those of its formula, with what is held, are in the tests of the layer
