@@ -14,7 +14,7 @@ from cases import SHAPE, Case, counted, data
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
-from promises import each, each_random, each_stateful
+from promises import each_layer, each_random, each_stateful
 
 from jaxnorm import AffineParams, RunningStats, batch_norm, dropout
 
@@ -56,7 +56,7 @@ def placed(mesh: jax.sharding.Mesh, case: Case, arguments: dict[str, Any], spec:
     return {name: jax.tree.map(lambda leaf, name=name: place(name, leaf), value) for name, value in arguments.items()}
 
 
-@each
+@each_layer
 @axis_types
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_jit_on_sharded_arrays_equals_one_device(case: Case, axis_type: AxisType, spec: P) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cases import CASES, Arguments, Case
 from jax import export
 from platforms import as_on
-from promises import assert_equal_but_for_rounding, core, new_key, rows, varied_and_rest
+from promises import assert_equal_but_for_rounding, core, each_layer, new_key, varied_and_rest
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -82,8 +82,7 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) 
         compare(case, as_on(other, program).call(key_data, arguments), expected)
 
 
-@pytest.mark.slow
-@rows(CASES)
+@each_layer
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_program_with_a_symbolic_size_gives_what_the_layer_gives(case: Case, axis: int) -> None:
     if axis in case.feature_axes:
