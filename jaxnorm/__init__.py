@@ -6,7 +6,27 @@ Every transformation of jax takes them but `jax.experimental.jet`, which has no 
 barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nest `jax.jvp`.
 """
 
-from jaxnorm._dropout.elementwise import classic_dropout, dropout, gaussian_dropout, uniform_dropout, weight_scaled
+from jaxnorm._dropout.alpha import alpha_dropout
+from jaxnorm._dropout.block import cutout, drop_block
+from jaxnorm._dropout.dense import drop_connect_dense, drop_connect_moments
+from jaxnorm._dropout.elementwise import (
+    classic_dropout,
+    dropout,
+    gaussian_dropout,
+    gaussian_noise,
+    uniform_dropout,
+    weight_scaled,
+)
+from jaxnorm._dropout.joins import fractal_join, fractal_join_mean, swapout, swapout_mean
+from jaxnorm._dropout.masks import apply_mask, dropout_mask, example_keys
+from jaxnorm._dropout.maxout import maxout
+from jaxnorm._dropout.noisy_linear import init_noisy_linear, noisy_linear, noisy_linear_mean
+from jaxnorm._dropout.patterns import drop_path, head_dropout, locked_dropout, spatial_dropout
+from jaxnorm._dropout.pooling import max_pool_dropout, max_pool_dropout_mean
+from jaxnorm._dropout.recurrent import zoneout, zoneout_mean
+from jaxnorm._dropout.shake import shake_drop, shake_drop_mean, shake_shake, shake_shake_mean
+from jaxnorm._dropout.tokens import patch_dropout, word_dropout
+from jaxnorm._dropout.weights import drop_connect, embedding_dropout, mixout
 from jaxnorm._norm.batch import (
     batch_norm,
     frozen_batch_norm,
@@ -98,6 +118,7 @@ from jaxnorm._types import (
     GatedParams,
     LpStats,
     Moments,
+    NoisyLinearParams,
     RenormStats,
     RunningMean,
     RunningStats,
@@ -118,6 +139,7 @@ __all__ = [
     "GatedParams",
     "LpStats",
     "Moments",
+    "NoisyLinearParams",
     "RenormStats",
     "RunningMean",
     "RunningStats",
@@ -126,29 +148,44 @@ __all__ = [
     "SwitchableParams",
     "WeightNormParams",
     "adaptive_instance_norm",
+    "alpha_dropout",
+    "apply_mask",
     "batch_instance_norm",
     "batch_norm",
     "batch_renorm",
     "classic_dropout",
     "conditional_batch_norm",
     "cosine_norm",
+    "cutout",
     "decorrelated_batch_norm",
     "domain_batch_norm",
+    "drop_block",
+    "drop_connect",
+    "drop_connect_dense",
+    "drop_connect_moments",
+    "drop_path",
     "dropout",
+    "dropout_mask",
     "dynamic_tanh",
+    "embedding_dropout",
     "evonorm_b0",
     "evonorm_b1",
     "evonorm_b2",
     "evonorm_s0",
     "evonorm_s1",
     "evonorm_s2",
+    "example_keys",
     "filter_response_norm",
+    "fractal_join",
+    "fractal_join_mean",
     "frozen_batch_norm",
     "gated_rms_norm",
     "gaussian_dropout",
+    "gaussian_noise",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
+    "head_dropout",
     "init_batch_instance_norm",
     "init_batch_norm",
     "init_batch_renorm",
@@ -175,6 +212,7 @@ __all__ = [
     "init_lp_batch_norm",
     "init_mean_only_batch_norm",
     "init_noisy_batch_norm",
+    "init_noisy_linear",
     "init_rms_norm",
     "init_scale_norm",
     "init_spectral_norm",
@@ -189,16 +227,31 @@ __all__ = [
     "layer_norm",
     "layer_scale",
     "local_response_norm",
+    "locked_dropout",
     "lp_batch_norm",
+    "max_pool_dropout",
+    "max_pool_dropout_mean",
+    "maxout",
     "mean_only_batch_norm",
+    "mixout",
     "modulate",
     "noisy_batch_norm",
+    "noisy_linear",
+    "noisy_linear_mean",
     "padding_mask",
+    "patch_dropout",
     "reference_moments",
     "rms_norm",
     "scale_norm",
+    "shake_drop",
+    "shake_drop_mean",
+    "shake_shake",
+    "shake_shake_mean",
+    "spatial_dropout",
     "spectral_norm",
     "split_batch_norm",
+    "swapout",
+    "swapout_mean",
     "switchable_norm",
     "tracked_instance_norm",
     "uniform_dropout",
@@ -207,4 +260,7 @@ __all__ = [
     "weight_norm",
     "weight_scaled",
     "weight_standardization",
+    "word_dropout",
+    "zoneout",
+    "zoneout_mean",
 ]

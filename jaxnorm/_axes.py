@@ -36,9 +36,28 @@ def other_axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
+def spatial_axes(x: jax.Array, channel_axis: int) -> tuple[int, tuple[int, ...]]:
+    """Returns the axis of the channels and those of space, of an x `[B, ..., C]`; raises unless these are 1 to 3."""
+    channels = canonical_axes("channel_axis", channel_axis, x.ndim)
+    check_one_axis("channel_axis", channels, channel_axis)
+    spatial = other_axes((0, *channels), x.ndim)
+    if channels == (0,):
+        raise ValueError(f"channel_axis must not be the batch's axis, 0, got {channel_axis!r}")
+    if not 1 <= len(spatial) <= 3:
+        raise ValueError(f"x must have 1 to 3 spatial dimensions beside batch and channels, got shape {list(x.shape)}")
+    return channels[0], spatial
+
+
 def noise_shape(shape: Sequence[int], shared: Sequence[int]) -> tuple[int, ...]:
     """Returns `shape` with size 1 on the axes that share one draw."""
     return tuple(1 if a in shared else n for a, n in enumerate(shape))
+
+
+def shared_axes(per: str, x: jax.Array, name: str = "x") -> tuple[int, ...]:
+    """Returns the axes along which one draw serves all: for a draw per "element", per "example", or per "batch"."""
+    if per == "example" and not x.ndim:
+        raise ValueError(f"{name} must have an axis of examples, got shape []")
+    return {"element": (), "example": tuple(range(1, x.ndim)), "batch": tuple(range(x.ndim))}[per]
 
 
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
@@ -48,8 +67,8 @@ def explicit_sharding(x: jax.Array) -> NamedSharding | None:
 
 
 def match_sharding(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns x with the explicit sharding of `like`, an array of x's shape."""
-    sharding = explicit_sharding(like)
+    """Returns x with the explicit sharding of `like`, to whose shape it broadcasts."""
+    sharding = shared_sharding(like, [axis for axis in range(x.ndim) if x.shape[axis] != like.shape[axis]])
     return x if sharding is None else reshard(x, sharding)
 
 
@@ -73,10 +92,24 @@ def shared_sharding(x: jax.Array, shared: Sequence[int]) -> NamedSharding | None
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
+def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Returns x with an explicit sharding that does not divide these axes."""
+    sharding = shared_sharding(x, axes)
+    return x if sharding is None else reshard(x, sharding)
+
+
 def sharding_along(x: jax.Array, axes: Sequence[int]) -> NamedSharding | None:
     """Returns the explicit sharding of an array that has these axes of x alone: x's own."""
     sharding = explicit_sharding(x)
     return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec(*(sharding.spec[axis] for axis in axes)))
+
+
+def outer_sharding(x: jax.Array, weights: jax.Array, axes: Sequence[int]) -> NamedSharding | None:
+    """Returns the explicit sharding of an array that has all axes of x but the last, and then these axes of the weights."""
+    leading, own = sharding_along(x, range(x.ndim - 1)), sharding_along(weights, axes)
+    if leading is None or own is None:
+        return None
+    return NamedSharding(leading.mesh, PartitionSpec(*leading.spec, *own.spec))
 
 
 def is_known(size: Any) -> bool:

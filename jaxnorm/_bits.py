@@ -75,6 +75,13 @@ def random_words(key: jax.Array, shape: Sequence[int], sharding: NamedSharding |
     return first ^ second
 
 
+def random_indices(key: jax.Array, shape: Sequence[int], sizes: jax.Array, sharding: NamedSharding | None = None) -> jax.Array:
+    """Returns for each element of `shape` a uniform `int32` below its size, of 32 random bits; the sizes broadcast to it."""
+    words = random_words(key, shape, sharding)
+    above, _ = multiply_add(jnp.zeros_like(words), words, sizes, jnp.zeros_like(words))
+    return above.astype(jnp.int32)
+
+
 def choose_word(words: tuple[jax.Array, jax.Array], which: jax.Array) -> jax.Array:
     """Returns the first word where `which` is 0, and the second where it is 1.
 
@@ -121,11 +128,11 @@ def _index_of_any_size(shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     for axis, n in enumerate(sizes):
         along = [1] * len(shape)
         along[axis] = shape[axis]
-        upper, lower = _multiply_add(upper, lower, n, lax.broadcasted_iota(jnp.uint32, along, axis))
+        upper, lower = multiply_add(upper, lower, n, lax.broadcasted_iota(jnp.uint32, along, axis))
     return jnp.where(fits, jnp.zeros_like(upper), upper), lower
 
 
-def _multiply_add(upper: jax.Array, lower: jax.Array, n: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+def multiply_add(upper: jax.Array, lower: jax.Array, n: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the upper and the lower 32 bits of `(2^32 upper + lower) n + i`."""
     half = np.uint32(0xFFFF)
     middle = (lower >> 16) * (n & half) + ((lower & half) * (n & half) >> 16)

@@ -12,11 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.export import is_symbolic_dim
 
 from jaxnorm._types import AffineParams, wide_dtype
 
 Scalar = Any
 """A number, or an array of them, concrete or traced."""
+
+DECISION_BITS = (8, 16, 32)
+"""How many random bits something can be decided by."""
+
+NOISE_BITS = (16, 32)
+"""How many random bits a number of noise can be made of."""
 
 
 def is_concrete(value: Any) -> bool:
@@ -33,6 +40,23 @@ def check_float(name: str, x: Any, *, allow_complex: bool = False) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"{name} must be an array of floating point numbers, got {x.dtype}{list(x.shape)}; convert it first")
     return jnp.asarray(x)
+
+
+def check_integers(name: str, x: Any) -> jax.Array:
+    """Returns `x` as an array, or raises a TypeError unless it is an array of integers."""
+    if not jnp.issubdtype(getattr(x, "dtype", bool), jnp.integer):
+        raise TypeError(f"{name} must be an array of integers, got {_show(x)}")
+    return jnp.asarray(x)
+
+
+def check_integer_of(name: str, value: Any, dtype: np.dtype) -> int:
+    """Returns `value`, or raises unless it is a Python int that this type of integers holds."""
+    limits = jnp.iinfo(dtype)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {_show(value)}")
+    if not limits.min <= value <= limits.max:
+        raise ValueError(f"{name} must be in [{limits.min}, {limits.max}], as {dtype} is, got {value}")
+    return int(value)
 
 
 def check_number(
@@ -190,18 +214,59 @@ def check_known_flag(name: str, value: Any) -> bool:
     return flag
 
 
-def check_size(name: str, value: Any) -> int:
-    """Returns `value`, or raises unless it is a Python int of at least 1."""
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises unless `value` is one of these words."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {_show(value)}")
+
+
+def check_size(name: str, value: Any, *, low: int = 1) -> int:
+    """Returns `value`, or raises unless it is a Python int of at least 1, or `low`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int of at least 1, got {_show(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise TypeError(f"{name} must be an int of at least {low}, got {_show(value)}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
     return int(value)
 
 
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     """Returns a size, or several, as a tuple, or raises unless each is a Python int of at least 1."""
     return tuple(check_size(name, size) for size in (value if isinstance(value, Sequence) else (value,)))
+
+
+def check_sizes_along(name: str, value: Any, axes: Sequence[int]) -> tuple[int, ...]:
+    """Returns a size for each of the spatial axes, or raises unless there is one for all, or one for each, of at least 1."""
+    sizes = check_sizes(name, value)
+    if isinstance(value, Sequence) and len(sizes) != len(axes):
+        raise ValueError(f"{name} must be an int, or one for each of the {len(axes)} spatial dimensions of x, got {value!r}")
+    return sizes if isinstance(value, Sequence) else sizes * len(axes)
+
+
+def check_array_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """Returns a shape as a tuple, or raises unless it is a sequence of ints of at least 0; symbols are sizes too."""
+    wanted = f"{name} must be a sequence of ints of at least 0, got {_show(shape)}"
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(wanted)
+    known = [size for size in shape if not is_symbolic_dim(size)]
+    if any(isinstance(size, bool) or not isinstance(size, int | np.integer) for size in known):
+        raise TypeError(wanted)
+    if any(size < 0 for size in known):
+        raise ValueError(wanted)
+    return tuple(shape)
+
+
+def check_indices(name: str, indices: Any) -> Any:
+    """Returns indices as an array, of NumPy if it is none of jax, or raises unless they are ints; concrete ones at least 0."""
+    wanted = f"ints of at least 0 and below 2^64, got {_show(indices)}"
+    if isinstance(indices, int) and not isinstance(indices, bool):
+        if not 0 <= indices < 2**64:
+            raise ValueError(f"{name} must be {wanted}")
+        return np.asarray(indices, np.uint64)
+    if not jnp.issubdtype(getattr(indices, "dtype", bool), jnp.integer):
+        raise TypeError(f"{name} must be an array of {wanted}")
+    if is_concrete(indices) and np.any(np.asarray(indices) < 0):
+        raise ValueError(f"{name} must be {wanted}")
+    return indices
 
 
 def check_groups(channels: Any, *, num_groups: Any = None, group_size: Any = None) -> tuple[int, int]:
@@ -237,10 +302,14 @@ def check_kinds(name: str, kinds: Any, batch: Any, *, scalar: bool = False) -> j
 
 def check_residual(residual: Any, x: jax.Array) -> jax.Array | None:
     """Returns what is added to a normalized x, or raises unless it is None or an array like x."""
-    if residual is not None:
-        residual = check_float("residual", residual, allow_complex=jnp.iscomplexobj(x))
-        check_shape("residual", residual, x.shape, "that of x")
-    return residual
+    return None if residual is None else check_like("residual", residual, x, allow_complex=jnp.iscomplexobj(x))
+
+
+def check_like(name: str, value: Any, x: jax.Array, of: str = "x", *, allow_complex: bool = False) -> jax.Array:
+    """Returns `value` as an array, or raises unless it is one of floating point numbers of the shape of x."""
+    value = check_float(name, value, allow_complex=allow_complex)
+    check_shape(name, value, x.shape, f"that of {of}")
+    return value
 
 
 def check_bits(bits: Any, choices: tuple[int, ...]) -> int:
@@ -253,13 +322,13 @@ def check_bits(bits: Any, choices: tuple[int, ...]) -> int:
     return bits
 
 
-def check_decision_bits(bits: Any, rate: Scalar) -> int:
+def check_decision_bits(bits: Any, rate: Scalar, *, of: str = "a rate") -> int:
     """Returns how many random bits an element decide about dropping, or raises unless so many can.
 
     A concrete rate of which 8 bits would miss the probability to drop or to keep by more than 5 % raises; one below 2^-12, or so
     near to 1, is drawn with 32 bits where 16 are asked for. A traced rate gets the bits asked for.
     """
-    check_bits(bits, (8, 16, 32))
+    check_bits(bits, DECISION_BITS)
     if bits == 32 or not is_concrete(rate):
         return bits
     drop = np.atleast_1d(np.asarray(rate, np.float64))
@@ -268,7 +337,7 @@ def check_decision_bits(bits: Any, rate: Scalar) -> int:
         return 32 if np.any((less_likely > 0) & (less_likely < 2**-12)) else 16
     missed = np.abs(np.round(drop * 256) / 256 - drop) > 0.05 * less_likely
     if missed.any():
-        raise ValueError(f"bits must be 16 or 32 for a rate of {drop[missed][0]:g}, which 8 bits do not hold to 5 %, got 8")
+        raise ValueError(f"bits must be 16 or 32 for {of} of {drop[missed][0]:g}, which 8 bits do not hold to 5 %, got 8")
     return bits
 
 

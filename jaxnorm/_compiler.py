@@ -18,8 +18,8 @@ def in_memory(x: jax.Array) -> jax.Array:
     return lax.optimization_barrier(lax.div(x, jnp.broadcast_to(_hidden(1, x), x.shape)))
 
 
-def stored(compute: Callable[[], jax.Array], other: Callable[[], jax.Array]) -> jax.Array:
-    """Returns `compute()`, which the compiler computes once, apart from everything else, and puts into memory.
+def stored(compute: Callable[[], Any], other: Callable[[], Any]) -> Any:
+    """Returns `compute()`, an array or several, which the compiler computes once, apart from everything else, and stores.
 
     So does `in_memory`, whose division takes a while where there are many numbers; unlike there, of two that are the same newer
     versions of XLA compute both. `other` gives something of the same type; it never runs, but the compiler does not know that.

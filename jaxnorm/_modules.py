@@ -11,16 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm._axes import canonical_axes
-from jaxnorm._checks import (
-    Scalar,
-    check_bits,
-    check_flag,
-    check_float,
-    check_number,
-    check_output_dtype,
-    is_concrete,
-)
-from jaxnorm._dropout.elementwise import NOISE_BITS
+from jaxnorm._checks import Scalar, check_flag, check_float, check_output_dtype
 from jaxnorm._norm.batch import frozen_batch_norm
 from jaxnorm._norm.deviation import lp_batch_norm, mean_only_batch_norm
 from jaxnorm._norm.evonorm import evonorm_b0, evonorm_b1, evonorm_b2, evonorm_s0, evonorm_s1, evonorm_s2
@@ -294,55 +285,6 @@ def apply_spectral_norm(
     state = SpectralStats(u[0], sigma)
     y, state = spectral_norm(state, kernel, train=update, steps=steps, epsilon=epsilon, dtype=dtype)
     return y, jnp.where(jnp.any(kernel != 0), state.u, jnp.zeros((), u.dtype))[None], state.sigma
-
-
-class NoiseFunction(NamedTuple):
-    """A layer that multiplies by noise.
-
-    Attributes:
-      function: its function.
-      amount: name of the amount of noise, for the function and the module.
-      check_bits: raises unless so many random bits do for this amount.
-      below_one: whether the amount is below 1; else it is 1 at the most.
-      drops: whether an amount of 1 leaves nothing.
-    """
-
-    function: Callable[..., jax.Array]
-    amount: str
-    check_bits: Callable[[int, Scalar], Any]
-    below_one: bool = False
-    drops: bool = False
-
-
-def check_noise_bits(bits: int, _: Scalar) -> None:
-    """Raises unless a number of the noise can be made of so many bits."""
-    check_bits(bits, NOISE_BITS)
-
-
-def apply_noise(
-    noise: NoiseFunction, module: Any, draw_key: DrawKey, inputs: jax.Array, *, deterministic: bool | jax.Array
-) -> jax.Array:
-    """Returns the inputs times noise, as the module's fields say; the inputs themselves where `deterministic`.
-
-    Where the amount is known to be 0, or to leave nothing, no key is drawn.
-    """
-    amount = getattr(module, noise.amount)
-    check_number(noise.amount, amount, low=0, high=1, open_high=noise.below_one)
-    noise.check_bits(module.bits, amount)
-    inputs = check_float("inputs", inputs)
-    deterministic = check_flag("deterministic", deterministic)
-    if deterministic is True or _is_known(amount, 0):
-        return inputs
-    if noise.drops and _is_known(amount, 1):
-        y = jnp.zeros_like(inputs)
-    else:
-        y = noise.function(draw_key(), inputs, amount, broadcast_dims=module.broadcast_dims, bits=module.bits)
-    return y if deterministic is False else jnp.where(deterministic, inputs, y)
-
-
-def _is_known(amount: Scalar, number: int) -> bool:
-    """Whether the amount is one number, known while the program is traced, and this one."""
-    return is_concrete(amount) and np.ndim(amount) == 0 and np.asarray(amount).item() == number
 
 
 def _where(mask: Any, x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ a word.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnorm._axes import split_axis
+from jaxnorm._axes import count_of, explicit_sharding, split_axis
 from jaxnorm._bits import choose_word, element_index, is_known, is_threefry, random_integers, threefry2x32, threefry_data
 from jaxnorm._compiler import in_memory, stored
 
@@ -39,21 +39,44 @@ def has_packed_form(key: jax.Array, bits: int) -> bool:
     return bits != 32 or is_threefry(key)
 
 
+class Decisions(NamedTuple):
+    """Answers of yes or no, of which `size` neighbors along the last axis are the lowest bits of a word.
+
+    What is done to the bits of all words alike, as between words of other axes, is done to the answers.
+    """
+
+    words: jax.Array
+    size: int
+
+    def answers(self) -> jax.Array:
+        """Returns them as bools."""
+        *others, groups = self.words.shape
+        return _shaped(_bits_of(self.words, self.size), (*others, groups * self.size), explicit_sharding(self.words))
+
+    def share_of_yes(self, axes: Sequence[int], dtype: Any) -> jax.Array:
+        """Returns which share of them along these axes is yes; the axes stay, at size 1."""
+        yes = jnp.sum(lax.population_count(self.words).astype(jnp.int32), axes, keepdims=True, dtype=jnp.int32)
+        return yes.astype(dtype) / count_of((self.size, *(self.words.shape[axis] for axis in axes)), dtype)
+
+
 def packed_below(
     key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
 ) -> jax.Array:
     """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold or one that broadcasts to the shape."""
-    sizes = _GROUP_SIZES[bits]
-    size = next((size for size in sizes if shape and shape[-1] % size == 0), None)
-    groups = None if size is None and threshold.ndim else _groups(shape, size or sizes[-1], sharding)
+    groups = _groups_of_answers(threshold, shape, bits, sharding)
     if groups is None:
         return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
-    if bits == 32:
-        packed = _packed_32(key, threshold, groups)
-    else:
-        packed = in_memory(answers_of_groups(key, threshold, *groups[:2], bits, groups.sharding).astype(jnp.uint8))
-    bit = np.uint32(1) << _lanes(groups.size, packed.ndim)
-    return _shaped((packed.astype(jnp.uint32)[..., None] & bit) != 0, shape, sharding)
+    return _shaped(_bits_of(_packed(key, threshold, groups, bits), groups.size), shape, sharding)
+
+
+def packed_decisions(
+    key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
+) -> Decisions | None:
+    """Returns the same in words; None where the last axis does not hold whole ones."""
+    groups = _groups_of_answers(threshold, shape, bits, sharding)
+    if groups is None or shape[-1] % groups.size:
+        return None
+    return Decisions(_packed(key, threshold, groups, bits), groups.size)
 
 
 def packed_integers(key: jax.Array, shape: Sequence[int], sharding: NamedSharding | None = None) -> jax.Array:
@@ -98,6 +121,18 @@ def answers_of_groups(
     return functools.reduce(jnp.bitwise_or, answers)
 
 
+def _packed(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) -> jax.Array:
+    """Returns the answers for each group as the bits of a word, in memory."""
+    if bits == 32:
+        return _packed_32(key, threshold, groups)
+    return in_memory(answers_of_groups(key, threshold, *groups[:2], bits, groups.sharding).astype(jnp.uint8))
+
+
+def _bits_of(words: jax.Array, size: int) -> jax.Array:
+    """Returns the lowest bits of each word, so many, along a new last axis."""
+    return (words.astype(jnp.uint32)[..., None] & np.uint32(1) << _lanes(size, words.ndim)) != 0
+
+
 def _in_groups(threshold: jax.Array, size: int) -> Callable[[int], jax.Array]:
     """Returns what gives the thresholds of all groups' elements in one place, which broadcast to the groups."""
     if not threshold.ndim or threshold.shape[-1] == 1:
@@ -115,6 +150,13 @@ def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Arr
         threshold = split_axis(threshold, last - 1, parts) if threshold.shape[-1] > 1 else threshold[..., None]
     below = (numbers < threshold).astype(jnp.uint32)
     return lax.reduce(below << _lanes(groups.size, last), np.uint32(0), lax.bitwise_or, (last,))
+
+
+def _groups_of_answers(threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None) -> _Groups | None:
+    """Returns the groups whose answers share a word; several thresholds can only be cut as the last axis is."""
+    sizes = _GROUP_SIZES[bits]
+    size = next((size for size in sizes if shape and shape[-1] % size == 0), None)
+    return None if size is None and threshold.ndim else _groups(shape, size or sizes[-1], sharding)
 
 
 def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> _Groups | None:

@@ -1,5 +1,6 @@
 """The containers that layers pass around, and the types that numbers are computed in."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,15 @@ class WeightNormParams(NamedTuple):
     gain: jax.Array | None
 
 
+class NoisyLinearParams(NamedTuple):
+    """Means of a kernel, `[C, F]`, and a bias, `[F]`, and the standard deviations of their noise; a bias may be None."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
+    kernel_std: jax.Array
+    bias_std: jax.Array | None
+
+
 class RunningStats(NamedTuple):
     """Running mean and variance of a normalization layer, `[C]` each, in float32 or wider."""
 
@@ -125,6 +135,7 @@ _PARAMS = (
     EvoNormParams,
     FilterResponseParams,
     GatedParams,
+    NoisyLinearParams,
     SwitchableParams,
     WeightNormParams,
 )
@@ -140,6 +151,11 @@ def wide_dtype(dtype: Any) -> np.dtype:
     if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:
         return np.dtype(dtype)
     return np.dtype(np.float32)
+
+
+def widest_dtype(*arrays: jax.Array | None) -> np.dtype:
+    """Returns the type that arrays are computed with in where they meet; None counts for nothing."""
+    return functools.reduce(np.promote_types, (wide_dtype(array.dtype) for array in arrays if array is not None))
 
 
 def widened(x: jax.Array) -> jax.Array:

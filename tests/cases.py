@@ -33,8 +33,13 @@ class Case:
       takes_complex: whether x may be complex.
       idle: amounts that change nothing here.
       temporaries: arrays of x's size that a program with the gradient may have besides its results.
-      input: what the function calls its x, where it is a norm of weights.
+      input: what the function calls its x.
+      resized: axes of x that y has at another size, which it takes whole.
+      exchanges: whether devices that share an example must exchange something.
+      keeps: whether more than the key and the amounts is kept for the gradient.
       holds_constants: whether derivatives take some of what it computes for constants.
+      own_derivative: whether the derivative is by definition another than that of the value.
+      drops_to_zero: of noise, whether what has no gradient is 0, and nothing else is.
       calls_library: whether it needs a library of the device, as for eigenvalues, so that a program for another can't run here.
     """
 
@@ -48,7 +53,12 @@ class Case:
     idle: tuple[str, ...] = ()
     temporaries: int = 3
     input: str = "x"
+    resized: tuple[int, ...] = ()
+    exchanges: bool = False
+    keeps: bool = False
     holds_constants: bool = False
+    own_derivative: bool = False
+    drops_to_zero: bool = True
     calls_library: bool = False
 
     @property
@@ -79,10 +89,20 @@ class Case:
         return {**self.make(dtype), **{name: usual for name, (_, usual, _) in self.amounts.items()}}
 
     def __call__(self, key: jax.Array, arguments: Arguments, **options: Any) -> tuple[jax.Array, Any]:
-        """Returns the output and the new state (None without one)."""
+        """Returns the output and the new state (None without one); of an output of two parts the first."""
         drawn = {"key": key} if self.is_random else {}
         result = self.function(**drawn, **self.by_its_names(arguments), **{**self.options, **options})
-        return result if self.is_stateful else (result, None)
+        if self.is_stateful:
+            return result
+        return (result[0] if isinstance(result, tuple) else result), None
+
+    def widened(self, arguments: Arguments) -> Arguments:
+        """Returns the arguments with x, and what else there is in x's type for every example, in float32."""
+        dtype = arguments["x"].dtype
+        return {
+            name: value.astype(np.float32) if name in self.batched and value.dtype == dtype else value
+            for name, value in arguments.items()
+        }
 
     def by_its_names(self, arguments: Arguments) -> Arguments:
         """Returns the arguments as the function names them."""
@@ -91,6 +111,8 @@ class Case:
             arguments["params"], arguments["state"] = arguments.pop("constants")
         if self.input == "params.direction":
             arguments["params"] = jaxnorm.WeightNormParams(arguments.pop("x"), arguments["params"].scale)
+        elif self.input == "branches[0]":
+            arguments["branches"] = [arguments.pop(name) for name in ("x", "branch", "second")]
         elif self.input != "x":
             arguments[self.input] = arguments.pop("x")
         return arguments
@@ -274,6 +296,29 @@ def _cubic(z: Any) -> Any:
 
 def _x(dtype: Any) -> Arguments:
     return {"x": data(dtype=dtype)}
+
+
+def _states(dtype: Any) -> Arguments:
+    return {"h_prev": data(dtype=dtype, seed=1), "x": data(dtype=dtype)}
+
+
+def _masked(dtype: Any) -> Arguments:
+    return {"mask": data(seed=1) > data(seed=2), "x": data(dtype=dtype)}
+
+
+def _branches(*names: str) -> Callable[[Any], Arguments]:
+    return lambda dtype: _x(dtype) | {name: data(dtype=dtype, seed=4 + i) for i, name in enumerate(names)}
+
+
+def _dense(dtype: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return {**_cosine_norm(dtype), "bias": data((3,), wide, seed=6)}
+
+
+def _noisy_linear(dtype: Any) -> Arguments:
+    arguments = _dense(dtype)
+    kernel, bias = arguments.pop("kernel"), arguments.pop("bias")
+    return {**arguments, "params": jaxnorm.NoisyLinearParams(kernel, bias, 0.3 * kernel, 1 - bias)}
 
 
 _EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
@@ -840,4 +885,170 @@ CASES = (
     Case("gaussian_dropout-32_bits", _x, jaxnorm.gaussian_dropout, {"rate": (0.0, 0.3, 0.9)}, {"bits": 32}),
     Case("uniform_dropout", _x, jaxnorm.uniform_dropout, {"beta": (0.0, 0.3, 1.0)}, {"broadcast_dims": (2,)}),
     Case("uniform_dropout-32_bits", _x, jaxnorm.uniform_dropout, {"beta": (0.0, 0.3, 1.0)}, {"bits": 32}),
+    Case("spatial_dropout", _x, jaxnorm.spatial_dropout, {"rate": (0.0, 0.3, 1.0)}),
+    Case("locked_dropout", _x, jaxnorm.locked_dropout, {"rate": (0.0, 0.3, 1.0)}),
+    Case("head_dropout", _x, jaxnorm.head_dropout, {"rate": (0.0, 0.3, 1.0)}, {"head_axis": -2}),
+    Case("drop_path", _x, jaxnorm.drop_path, {"rate": (0.0, 0.3, 1.0)}),
+    Case(
+        "alpha_dropout",
+        _x,
+        jaxnorm.alpha_dropout,
+        {"rate": (0.0, 0.3, 0.9), "mean": (-1.0, 0.5, 2.0), "var": (0.0, 1.5, 4.0)},
+        drops_to_zero=False,
+    ),
+    Case("gaussian_noise", _x, jaxnorm.gaussian_noise, {"std": (0.0, 0.3, 2.0)}),
+    Case(
+        "zoneout",
+        _states,
+        jaxnorm.zoneout,
+        {"rate": (0.0, 0.3, 1.0)},
+        batched=("x", "h_prev"),
+        input="h",
+        drops_to_zero=False,
+    ),
+    Case("zoneout_mean", _states, jaxnorm.zoneout_mean, {"rate": (0.0, 0.3, 1.0)}, batched=("x", "h_prev"), input="h"),
+    Case("apply_mask", _masked, jaxnorm.apply_mask, {"rate": (0.0, 0.3, 0.9)}, batched=("x", "mask")),
+    Case("drop_block", _x, jaxnorm.drop_block, {"rate": (0.0, 0.3, 1.0)}, {"block_size": (1, 2)}, exchanges=True),
+    Case(
+        "drop_block-shared",
+        _x,
+        jaxnorm.drop_block,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"block_size": 2, "channel_axis": 1, "shared": True, "rescale": "batch", "bits": 32},
+        exchanges=True,
+    ),
+    Case(
+        "drop_block-rates",
+        _x,
+        jaxnorm.drop_block,
+        {"rate": (0 * _RATES, _RATES, 0 * _RATES + 1)},
+        {"block_size": (2, 3), "rescale": "expected"},
+        exchanges=True,
+    ),
+    Case(
+        "cutout", _x, jaxnorm.cutout, {"fill": (0.0, 0.3, 1.0)}, {"size": (1, 2), "holes": 2}, exchanges=True, drops_to_zero=False
+    ),
+    Case(
+        "max_pool_dropout",
+        _x,
+        jaxnorm.max_pool_dropout,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"window": (2, 3), "strides": 1},
+        temporaries=5,
+        resized=(1, 2),
+        keeps=True,
+        drops_to_zero=False,
+    ),
+    Case(
+        "max_pool_dropout_mean",
+        _x,
+        jaxnorm.max_pool_dropout_mean,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"window": (2, 3), "strides": 1},
+        temporaries=20,
+        resized=(1, 2),
+    ),
+    Case(
+        "patch_dropout",
+        _x,
+        jaxnorm.patch_dropout,
+        {},
+        {"rate": 0.3, "num_prefix_tokens": 0},
+        resized=(1,),
+        keeps=True,
+        drops_to_zero=False,
+    ),
+    Case(
+        "swapout",
+        _branches("branch"),
+        jaxnorm.swapout,
+        {"rate": (0.0, 0.3, 1.0), "branch_rate": (0.0, 0.6, 1.0)},
+        batched=("x", "branch"),
+        drops_to_zero=False,
+    ),
+    Case("swapout_mean", _branches("branch"), jaxnorm.swapout_mean, {"rate": (0.0, 0.3, 1.0)}, batched=("x", "branch")),
+    Case(
+        "fractal_join",
+        _branches("branch", "second"),
+        jaxnorm.fractal_join,
+        {"rate": (0.0, 0.3, 1.0)},
+        batched=("x", "branch", "second"),
+        input="branches[0]",
+        drops_to_zero=False,
+    ),
+    Case(
+        "fractal_join-global",
+        _branches("branch", "second"),
+        jaxnorm.fractal_join,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"mode": "global", "columns": 4},
+        batched=("x", "branch", "second"),
+        idle=("rate",),
+        input="branches[0]",
+        drops_to_zero=False,
+    ),
+    Case(
+        "fractal_join_mean",
+        _branches("branch", "second"),
+        jaxnorm.fractal_join_mean,
+        {},
+        batched=("x", "branch", "second"),
+        input="branches[0]",
+    ),
+    Case(
+        "shake_drop",
+        _branches("branch"),
+        jaxnorm.shake_drop,
+        {"rate": (0.0, 0.6, 1.0)},
+        batched=("x", "branch"),
+        own_derivative=True,
+        drops_to_zero=False,
+    ),
+    Case(
+        "shake_drop-element",
+        _branches("branch"),
+        jaxnorm.shake_drop,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"per": "element", "bits": 8},
+        batched=("x", "branch"),
+        own_derivative=True,
+        drops_to_zero=False,
+    ),
+    Case("shake_drop_mean", _branches("branch"), jaxnorm.shake_drop_mean, {"rate": (0.0, 0.3, 1.0)}, batched=("x", "branch")),
+    Case(
+        "shake_shake",
+        _branches("second"),
+        jaxnorm.shake_shake,
+        {},
+        batched=("x", "second"),
+        input="first",
+        own_derivative=True,
+        drops_to_zero=False,
+    ),
+    Case("shake_shake_mean", _branches("second"), jaxnorm.shake_shake_mean, {}, batched=("x", "second"), input="first"),
+    Case("drop_connect", _x, jaxnorm.drop_connect, {"rate": (0.0, 0.3, 1.0)}, input="kernel"),
+    Case("embedding_dropout", _x, jaxnorm.embedding_dropout, {"rate": (0.0, 0.3, 1.0)}, input="table"),
+    Case(
+        "mixout",
+        lambda dtype: {**_x(dtype), "target": data(dtype=dtype, seed=4)},
+        jaxnorm.mixout,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"broadcast_dims": (3,)},
+        batched=("x", "target"),
+        input="params",
+        drops_to_zero=False,
+    ),
+    Case("drop_connect_dense", _dense, jaxnorm.drop_connect_dense, {"rate": (0.0, 0.3, 1.0)}, keeps=True, drops_to_zero=False),
+    Case("noisy_linear", _noisy_linear, jaxnorm.noisy_linear, {}, keeps=True, drops_to_zero=False),
+    Case(
+        "noisy_linear-independent",
+        _noisy_linear,
+        jaxnorm.noisy_linear,
+        {},
+        {"factorised": False},
+        keeps=True,
+        drops_to_zero=False,
+    ),
+    Case("noisy_linear_mean", _noisy_linear, jaxnorm.noisy_linear_mean, {}),
+    Case("maxout", _x, jaxnorm.maxout, {}, {"pieces": 3}, resized=(3,)),
 )

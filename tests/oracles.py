@@ -1,5 +1,6 @@
 """Slow versions of the layers in NumPy and float64, written from the papers, without jax."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -895,6 +896,14 @@ def keep_mask(key: ArrayLike, shape: Sequence[int], rate: ArrayLike, bits: int =
     return random_integers(key, shape, bits) / 2.0 ** min(bits, 23) < realised(rate, bits)
 
 
+def alpha_dropout(mask: ArrayLike, x: ArrayLike, keep: ArrayLike, mean: ArrayLike = 0.0, var: ArrayLike = 1.0) -> Array:
+    """Klambauer and others (2017), section 4, of a mask drawn with this probability to keep, for any mean and variance."""
+    saturated = -1.7580993408473766
+    a = np.sqrt(var / (keep * ((1 - keep) * (saturated - np.asarray(mean)) ** 2 + var)))
+    b = mean - a * (keep * np.asarray(mean) + (1 - keep) * saturated)
+    return a * np.where(mask, wide(x), saturated) + b
+
+
 def normal_numbers(words: ArrayLike) -> Array:
     """Standard normal: the lower 31 bits of a word are the probability of lying further from 0, the highest is the sign."""
     words = np.asarray(words).astype(np.int64)
@@ -908,18 +917,72 @@ def normal_numbers_of_16_bits(numbers: ArrayLike) -> Array:
     return normal_numbers(middles) / np.std(normal_numbers(np.arange(2**15, 2**32, 2**16)))
 
 
+def standard_normal(key: ArrayLike, shape: Sequence[int], bits: int = 16) -> Array:
+    """N(0, 1) by inversion."""
+    return normal_numbers(random_words(key, shape)) if bits == 32 else normal_numbers_of_16_bits(random_integers(key, shape, 16))
+
+
 def gaussian_noise(key: ArrayLike, shape: Sequence[int], rate: float, bits: int = 16) -> Array:
-    """N(1, rate / (1 - rate)) by inversion."""
-    if bits == 32:
-        normal = normal_numbers(random_words(key, shape))
-    else:
-        normal = normal_numbers_of_16_bits(random_integers(key, shape, 16))
-    return 1 + np.sqrt(rate / (1 - rate)) * normal
+    """N(1, rate / (1 - rate))."""
+    return 1 + np.sqrt(rate / (1 - rate)) * standard_normal(key, shape, bits)
 
 
 def uniform_noise(key: ArrayLike, shape: Sequence[int], beta: float, bits: int = 16) -> Array:
     """U(1 - beta, 1 + beta)."""
     return 1 - beta + 2 * beta * uniform_numbers(key, shape, bits)
+
+
+def block_probability(rate: ArrayLike, sizes: Sequence[int], blocks: Sequence[int]) -> Array:
+    """Gamma of DropBlock, of maps that need not be square."""
+    places = [n - b + 1 for n, b in zip(sizes, blocks, strict=True)]
+    return np.asarray(rate) * np.prod(sizes) / (np.prod(blocks) * np.prod(places))
+
+
+def outside_blocks(begins: ArrayLike, axes: Sequence[int], blocks: Sequence[int]) -> Array:
+    """Which positions no block covers, from where blocks begin, one by one."""
+    begins = np.asarray(begins)
+    shape = list(begins.shape)
+    for axis, block in zip(axes, blocks, strict=True):
+        shape[axis] += block - 1
+    outside = np.ones(shape, bool)
+    for place in np.argwhere(begins):
+        covered = [slice(i, i + 1) for i in place]
+        for axis, block in zip(axes, blocks, strict=True):
+            covered[axis] = slice(place[axis], place[axis] + block)
+        outside[tuple(covered)] = False
+    return outside
+
+
+def covering_blocks(size: int, block: int) -> Array:
+    """How many blocks inside of a line could cover each of its positions."""
+    return np.sum([(np.arange(size) >= i) & (np.arange(size) < i + block) for i in range(size - block + 1)], axis=0)
+
+
+def holes(centers: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> Array:
+    """The pixels of a square around a center, clipped at the borders of the map."""
+    ranges = (range(c - s // 2, c - s // 2 + s) for c, s in zip(centers, sizes, strict=True))
+    cut = np.zeros(shape, bool)
+    for pixel in itertools.product(*ranges):
+        if all(0 <= i < n for i, n in zip(pixel, shape, strict=True)):
+            cut[pixel] = True
+    return cut
+
+
+def windows(x: ArrayLike, sizes: Sequence[int], strides: Sequence[int]) -> Array:
+    """The elements of every window of `[B, ..., C]`, along a last axis of their own."""
+    x = np.asarray(x)
+    axes = tuple(range(1, x.ndim - 1))
+    view = np.lib.stride_tricks.sliding_window_view(x, sizes, axes)[(slice(None), *(slice(None, None, s) for s in strides))]
+    return view.reshape(*view.shape[: x.ndim], -1)
+
+
+def max_pool_dropout_mean(x: ArrayLike, rate: float, sizes: Sequence[int], strides: Sequence[int]) -> Array:
+    """The mean of the largest over all masks of a window, one by one."""
+    elements = windows(wide(x), sizes, strides)
+    n = elements.shape[-1]
+    masks = np.array(list(itertools.product((0, 1), repeat=n)))
+    weight = rate ** (n - masks.sum(1)) * (1 - rate) ** masks.sum(1)
+    return sum(w * np.max(elements * mask, axis=-1) for w, mask in zip(weight, masks, strict=True))
 
 
 def _index(shape: Sequence[int], start: int = 0) -> Array:

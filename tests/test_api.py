@@ -21,18 +21,31 @@ README = PACKAGE.parent / "README.md"
 FAMILIES = functions.families()
 DESCRIBED = {layer.functions[0]: layer for family in FAMILIES for layer in family.layers}
 NAMES = [name for name in jaxnorm.__all__ if inspect.isfunction(getattr(jaxnorm, name))]
-TOOLS = ("padding_mask", "reference_moments")  # which make an argument of a layer
-LAYERS = [name for name in NAMES if not name.startswith("init_") and name not in TOOLS]
+TOOLS = (  # which make an argument of a layer, or tell of one
+    "drop_connect_moments",
+    "dropout_mask",
+    "example_keys",
+    "padding_mask",
+    "reference_moments",
+)
+OF_INTEGERS = ("word_dropout",)  # whose x has no gradient; it has tests of its own
+LAYERS = [name for name in NAMES if not name.startswith("init_") and name not in TOOLS + OF_INTEGERS]
 CONTAINERS = [name for name in jaxnorm.__all__ if name not in NAMES]
-AMOUNTS = ("rate", "beta")
-ORDER = ("key", "params", "state", "kernel", "x", *AMOUNTS)
+AMOUNTS = ("rate", "beta", "std")
+ORDER = ("key", "mask", "params", "state", "kernel", "x", *AMOUNTS)
+INPUTS = ("x", "kernel", "params", "branches", "first", "table", "h_prev")  # what a function takes in the place of x
+REQUIRED = ("train", "head_axis", "unknown", "window")  # by keyword, without a default
 FLAX = ("linen", "nnx")
 NO_CLASS = {  # functions that are no layer of a model, but what a user calls around one
+    "apply_mask": "it applies a value that was drawn elsewhere",
     "adaptive_instance_norm": "it has no parameters, and takes a second array",
+    "max_pool_dropout_mean": "the inference of max_pool_dropout",
     "classic_dropout": "its inference is not the identity, which Flax's `deterministic` promises",
+    "mixout": "it takes the parameters that training began with",
     "modulate": "another layer gives what would be its parameters",
     "weight_standardization": "a layer applies it to its own kernel",
     "weight_scaled": "the inference of classic_dropout",
+    "zoneout_mean": "the inference of zoneout, and of its class",
 }
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -113,10 +126,13 @@ def test_docstring_names_every_argument_and_no_other(name: str) -> None:
 @each_layer
 def test_arguments_come_in_the_order_of_all_layers(name: str) -> None:
     positional = [p.name for p in parameters(name) if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    anchor = next(argument for argument in ("x", "kernel", "params") if argument in positional)  # norms of weights have no x
+    anchor = next(argument for argument in INPUTS if argument in positional)
     known = [argument for argument in positional if argument in ORDER]
     assert known == sorted(known, key=ORDER.index)
-    others = [argument for argument in positional if argument not in ORDER]  # data beside x, as labels
+    others = [argument for argument in positional if argument not in (*ORDER, anchor)]  # data beside x, as labels, or a new state
+    if "kernel" in positional and "bias" in others:
+        assert positional.index("bias") == positional.index("kernel") + 1
+        others.remove("bias")
     assert all(positional.index(other) > positional.index(anchor) for other in others)
     assert sum(argument in AMOUNTS for argument in positional) <= 1
     if amount := [argument for argument in positional if argument in AMOUNTS]:
@@ -131,7 +147,7 @@ def test_options_are_keyword_only_and_positions_have_no_defaults(name: str) -> N
         keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
         has_default = parameter.default is not inspect.Parameter.empty
         assert keyword_only or not has_default, f"{name}: {parameter.name} has a default and a position"
-        assert has_default or not keyword_only or parameter.name == "train", f"{name}: {parameter.name} lacks a default"
+        assert has_default or not keyword_only or parameter.name in REQUIRED, f"{name}: {parameter.name} lacks a default"
         assert parameter.annotation is not inspect.Parameter.empty
     assert inspect.signature(getattr(jaxnorm, name)).return_annotation is not inspect.Signature.empty
 
@@ -158,7 +174,8 @@ def test_what_may_be_traced_is_an_amount_of_every_row(name: str) -> None:
         r"^  (\w+):(.*\n(?:   .*\n)*)", sections(docstring(getattr(jaxnorm, name)))["Args"], flags=re.MULTILINE
     )
     traced = {argument for argument, text in described if "a traced scalar" in " ".join(text.split())}
-    traced |= {p.name for p in parameters(name) if p.name in AMOUNTS}
+    static = {argument for argument, text in described if "known when the function is traced" in " ".join(text.split())}
+    traced |= {p.name for p in parameters(name) if p.name in AMOUNTS and p.kind is not inspect.Parameter.KEYWORD_ONLY} - static
     for case in CASES:
         if case.function is getattr(jaxnorm, name):
             assert traced <= set(case.amounts) <= set(annotations(name)), case.name
@@ -166,15 +183,17 @@ def test_what_may_be_traced_is_an_amount_of_every_row(name: str) -> None:
 
 @each_layer
 def test_parameters_and_state_come_from_an_init(name: str) -> None:
-    held = {part: kind for part, kind in annotations(name).items() if part in ("params", "state")}
+    of_user = ("mixout",)  # whose parameters are any tree
+    held = {part: kind for part, kind in annotations(name).items() if part in ("params", "state") and name not in of_user}
+    init = f"init_{name.removesuffix('_mean')}"
     if not held:
-        assert f"init_{name}" not in NAMES
+        assert init not in NAMES
         return
-    assert f"init_{name}" in NAMES
+    assert init in NAMES
     sizes = {"key": jax.random.key(0), "kernel": jnp.ones((64, 64))}  # else the number of features
-    first, *more = parameters(f"init_{name}")
+    first, *more = parameters(init)
     needed = [p for p in (first, *more) if p.default is inspect.Parameter.empty]
-    made = getattr(jaxnorm, f"init_{name}")(*(sizes.get(p.name, 64) for p in needed))
+    made = getattr(jaxnorm, init)(*(sizes.get(p.name, 64) for p in needed))
     assert [type(part) for part in (made if type(made) is tuple else (made,))] == list(held.values())
     assert all(kind.__name__ in CONTAINERS for kind in held.values())
 
@@ -281,7 +300,7 @@ def test_every_layer_has_its_flax_modules(flax: str, name: str) -> None:
     module = importlib.import_module(f"jaxnorm.{flax}")
     found = functions.class_of(name, module.__all__)
     assert (f"{flax}.{found}" in DESCRIBED[name].classes) == (found is not None)
-    if name in NO_CLASS:
+    if name in NO_CLASS or name.endswith("_mean"):  # which is the inference of another function's
         assert found is None
         return
     assert found, f"jaxnorm.{flax} has no class for {name}"

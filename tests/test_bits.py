@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_array_equal
 from promises import check_vma, other_key
+from tiers import then_slow
 
 from jaxnorm import _packed_bits
 from jaxnorm._bits import element_index, random_integers, random_words, resolution, threefry2x32, threefry_data
@@ -88,7 +89,7 @@ def check(key: jax.Array, expected: np.ndarray, bits: int, sharding: NamedShardi
 
 
 @all_bits
-@pytest.mark.parametrize("shape", [(3, 4, 32), (5, 8), (6, 3), (4, 1)], ids=str)
+@pytest.mark.parametrize("shape", then_slow([(3, 4, 32), (6, 3), (5, 8), (4, 1)], 2), ids=str)
 def test_thresholds_of_rows_columns_and_elements(shape: tuple[int, ...], bits: int) -> None:
     """As for rates of examples, of channels, and of both."""
     key, last = jax.random.key(9), len(shape) - 1

@@ -8,6 +8,7 @@ float64, with a scan, and with sharded and exported programs. What is around the
 import collections
 import functools
 import inspect
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -275,7 +276,8 @@ def test_derivatives_in_both_modes_are_those_of_finite_differences(row: Row) -> 
         )
     for i in range(LANES):
         difference = (ahead[i] - behind[i]) / (2 * step)
-        assert_equal_but_for_rounding(wide.tangent[i], difference, 1e-6)
+        if not row.case.own_derivative:
+            assert_equal_but_for_rounding(wide.tangent[i], difference, 1e-6)
         forward = np.vdot(weights(difference), wide.tangent[i])
         products = jax.tree.leaves(jax.tree.map(lambda g, d, i=i: float(np.vdot(g[i], d[i])), wide.gradient, along))
         np.testing.assert_allclose(sum(products), forward, rtol=0, atol=1e-9 * (sum(map(abs, products)) + 1e-6))
@@ -341,7 +343,7 @@ def test_half_precision_is_single_precision_rounded_once(row: Row, dtype: Any) -
         return y, pullback(given)[0], state
 
     y, dx, state = jax.device_get(jax.jit(run)(row.keys[1], arguments, given))
-    wide = {**arguments, "x": arguments["x"].astype(np.float32)}
+    wide = row.case.widened(arguments)
     expected, expected_state = jax.device_get(row.eager(1, wide))
     _, expected_dx, _ = run(row.keys[1], wide, given.astype(np.float32))
     for half, whole in ((y, expected), (dx, jax.device_get(expected_dx))):
@@ -427,10 +429,10 @@ def test_bad_input_is_refused(row: Row) -> None:
         with pytest.raises(ValueError, match="axis_index_groups needs an axis_name"):
             case(new_key(), arguments, axis_index_groups=[[0]])
     for dtype in (jnp.int32, jnp.uint8, bool):
-        with pytest.raises(TypeError, match=f"{case.input} must be .*{np.dtype(dtype).name}"):
+        with pytest.raises(TypeError, match=f"{re.escape(case.input)} must be .*{np.dtype(dtype).name}"):
             case(new_key(), {**arguments, "x": np.ones(arguments["x"].shape, dtype)})
     if not case.takes_complex:
-        with pytest.raises(TypeError, match=f"{case.input} must be real, got complex64"):
+        with pytest.raises(TypeError, match=f"{re.escape(case.input)} must be real, got complex64"):
             case(new_key(), {**arguments, "x": data(dtype=jnp.complex64)})
 
 

@@ -56,9 +56,14 @@ def test_packages_export_their_classes(package, base):
     evonorm = [f"EvoNorm{kind}" for kind in ("B0", "B1", "B2", "S0", "S1", "S2")]
     response = ["FilterResponseNorm", "GlobalResponseNorm", "LocalResponseNorm"]
     weights = ["SpectralNorm", "WeightNorm"]
+    patterns = ["AlphaDropout", "DropPath", "GaussianNoise", "HeadDropout", "LockedDropout", "SpatialDropout", "Zoneout"]
+    regions = ["Cutout", "DropBlock", "MaxPoolDropout", "PatchDropout"]
+    joins = ["FractalJoin", "ShakeDrop", "ShakeShake", "Swapout"]
+    dropped = ["DropConnect", "DropConnectDense", "EmbeddingDropout", "Maxout", "NoisyLinear"]
+    noises = [*NOISES, *patterns, *regions, *joins, *dropped]
     others = ["CosineNorm", "DynamicTanh", "LayerScale", "ScaleNorm", "UnitNorm"]
     assert sorted(package.__all__) == sorted(
-        [*batch, *kinds, *between, *deviations, *evonorm, *sample, *response, *weights, *others, *NOISES]
+        [*batch, *kinds, *between, *deviations, *evonorm, *sample, *response, *weights, *others, *noises]
     )
     assert all(issubclass(getattr(package, name), base) for name in package.__all__)
 

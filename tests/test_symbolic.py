@@ -15,6 +15,8 @@ from jax import export
 from platforms import as_on
 from promises import assert_equal_but_for_rounding, core, each_layer, new_key, varied_and_rest
 
+import jaxnorm
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -41,8 +43,8 @@ def with_rows(case: Case, arguments: Arguments, size: int) -> Arguments:
 
 def symbolic(arguments: Arguments, axis: int, names: tuple[str, ...]) -> Arguments:
     """Shapes of the arguments, with a symbolic size of an axis where an array has what x has there."""
-    (size,) = export.symbolic_shape("n")
     known = arguments["x"].shape[axis]
+    (size,) = export.symbolic_shape("n", constraints=[f"n >= {min(known, 3)}"])  # blocks and windows fit
 
     def shape(name: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         whole = list(leaf.shape)
@@ -87,6 +89,8 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) 
 def test_a_program_with_a_symbolic_size_gives_what_the_layer_gives(case: Case, axis: int) -> None:
     if axis in case.feature_axes:
         pytest.skip("the size of the parameters is known")
+    if case.function is jaxnorm.patch_dropout and axis == 1:
+        pytest.skip("how many tokens are kept is known")
     given, fixed = of_program(case, case.arguments())
     run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))

@@ -3,10 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import chain, permutations
+from typing import Any
 
 import pytest
 
 APART = ("slow", "accelerator")
+
+
+def then_slow(values: Sequence[Any], first: int = 1) -> list[Any]:
+    """Returns the values of one parameter, of which the first ones run at first, and the others behind `slow`."""
+    return [*values[:first], *(pytest.param(value, marks=pytest.mark.slow) for value in values[first:])]
 
 
 def put_crossings_behind_slow(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Dropout of single elements, or of groups of elements that share one draw: Bernoulli, Gaussian and uniform."""
+"""Dropout of single elements, or of groups of elements that share one draw: Bernoulli, Gaussian, uniform, and additive noise."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxnorm._axes import canonical_axes, noise_shape
 from jaxnorm._checks import (
+    NOISE_BITS,
     Scalar,
     check_amount_shape,
     check_bits,
@@ -19,11 +20,17 @@ from jaxnorm._checks import (
     check_number,
     is_concrete,
 )
-from jaxnorm._noise import NoiseKind, gaussian, keep_or_drop, keep_unscaled, multiply_noise, uniform
+from jaxnorm._noise import (
+    NoiseKind,
+    gaussian,
+    keep_or_drop,
+    keep_probability,
+    keep_unscaled,
+    multiply_noise,
+    plus_gaussian,
+    uniform,
+)
 from jaxnorm._types import wide_dtype
-
-NOISE_BITS = (16, 32)
-"""How many random bits a number of the noise can be made of."""
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16) -> jax.Array:
@@ -148,7 +155,7 @@ def weight_scaled(x: jax.Array, rate: Scalar) -> jax.Array:
     x = check_float("x", x)
     check_number("rate", rate, low=0, high=1)
     check_amount_shape("rate", rate, x.shape)
-    keep = lax.stop_gradient(jnp.asarray(_keep(rate, wide_dtype(x.dtype))))
+    keep = lax.stop_gradient(jnp.asarray(keep_probability(rate, wide_dtype(x.dtype))))
     return (x.astype(keep.dtype) * keep).astype(x.dtype)
 
 
@@ -194,7 +201,7 @@ def gaussian_dropout(
       mean 1.00, variance 0.25
     """
     bits = check_bits(bits, NOISE_BITS)
-    return _noisy(key, x, "rate", rate, _std, gaussian, broadcast_dims, bits, open_high=True)
+    return _noisy(key, x, "rate", rate, _std_of_rate, gaussian, broadcast_dims, bits, open_high=True)
 
 
 def uniform_dropout(
@@ -242,11 +249,49 @@ def uniform_dropout(
     return _noisy(key, x, "beta", beta, _half_width, uniform, broadcast_dims, check_bits(bits, NOISE_BITS))
 
 
+def gaussian_noise(key: jax.Array, x: jax.Array, std: Scalar, *, broadcast_dims: Sequence[int] = (), bits: int = 16) -> jax.Array:
+    """Adds Gaussian noise to every element.
+
+    Training: `y = x + n`, `n ~ N(0, std^2)`, so that `E[y] = x` and `Var[y] = std^2`, whatever x is. Inference: the identity; do
+    not call it.
+
+    For a linear regression of n examples that is the penalty `n std^2 |w|^2` exactly. The normal numbers are those of
+    `gaussian_dropout`, of 16 or 32 random bits each. Nothing is kept for the gradient, which passes as it is.
+
+    Args:
+      key: a key from `jax.random.key` or `jax.random.PRNGKey`.
+      x: array of floating point numbers, any shape.
+      std: the standard deviation of the noise, in x's units, at least 0; a number or a traced scalar, or an array of x's rank
+        that broadcasts to the noise. No gradient flows into it. A traced std below 0 or infinite gives NaN everywhere.
+      broadcast_dims: axes along which all elements share one draw.
+      bits: random bits an element of which a number is made: 16 or 32.
+
+    Returns:
+      Array of x's shape and dtype.
+
+    Raises:
+      ValueError: if a concrete std is below 0 or not finite, or has another shape than the noise, if an axis is out of range or
+        named twice, if bits is another number, or if key is an array of several keys.
+      TypeError: if x does not hold floating point numbers, if bits is no int, or if key is no key.
+
+    References:
+      Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural Computation 7, 1995,
+      https://doi.org/10.1162/neco.1995.7.1.108.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm
+      >>> y = jaxnorm.gaussian_noise(jax.random.key(0), jnp.full(100_000, 3.0), 0.5)
+      >>> print(f"mean {y.mean():.2f}, variance {y.var():.2f}")
+      mean 3.00, variance 0.25
+    """
+    return _noisy(key, x, "std", std, _std, plus_gaussian, broadcast_dims, check_bits(bits, NOISE_BITS), high=np.inf)
+
+
 def _bernoulli(
     key: jax.Array, x: jax.Array, rate: Scalar, kind: NoiseKind, broadcast_dims: Sequence[int], bits: int
 ) -> jax.Array:
     check_number("rate", rate, low=0, high=1)
-    return _noisy(key, x, "rate", rate, _keep, kind, broadcast_dims, check_decision_bits(bits, rate))
+    return _noisy(key, x, "rate", rate, keep_probability, kind, broadcast_dims, check_decision_bits(bits, rate))
 
 
 def _noisy(
@@ -259,26 +304,19 @@ def _noisy(
     broadcast_dims: Sequence[int],
     bits: int,
     *,
+    high: float = 1,
     open_high: bool = False,
 ) -> jax.Array:
-    """Checks the arguments of a dropout of single elements, and multiplies the noise."""
+    """Checks the arguments of noise for single elements, of which the amount is the named one, and applies it."""
     key = check_key(key)
     x = check_float("x", x)
-    check_number(name, amount, low=0, high=1, open_high=open_high)
+    check_number(name, amount, low=0, high=high, open_high=open_high)
     shared = canonical_axes("broadcast_dims", broadcast_dims, x.ndim)
     check_amount_shape(name, amount, noise_shape(x.shape, shared))
     return multiply_noise(key, x, convert(amount, wide_dtype(x.dtype)), kind, shared, bits)
 
 
-def _keep(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
-    """Returns `1 - rate`, rounded once where the rate is concrete; NaN for a rate outside [0, 1]."""
-    if is_concrete(rate):
-        return np.asarray(1 - np.asarray(rate, np.float64), dtype)
-    rate = rate.astype(dtype)
-    return jnp.where((rate >= 0) & (rate <= 1), 1 - rate, jnp.nan)
-
-
-def _std(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
+def _std_of_rate(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
     """Returns `sqrt(rate / (1 - rate))`; NaN for a rate outside [0, 1)."""
     if is_concrete(rate):
         rate = np.asarray(rate, np.float64)
@@ -287,6 +325,14 @@ def _std(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
     inside = (rate >= 0) & (rate < 1)
     safe = jnp.where(inside, rate, 0)
     return jnp.where(inside, jnp.sqrt(safe / (1 - safe)), jnp.nan)
+
+
+def _std(std: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
+    """Returns `std`; NaN for one that is negative or infinite."""
+    if is_concrete(std):
+        return np.asarray(std, dtype)
+    std = std.astype(dtype)
+    return jnp.where((std >= 0) & (std < jnp.inf), std, jnp.nan)
 
 
 def _half_width(beta: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:

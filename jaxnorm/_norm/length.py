@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxnorm._axes import canonical_axes, count_of
@@ -17,7 +16,7 @@ from jaxnorm._checks import Scalar, check_dtype, check_float, check_output_dtype
 from jaxnorm._moments import AxisName, abs_square, select
 from jaxnorm._normalize import inverse_length
 from jaxnorm._sample_layer import SampleCall, checked_sample_call
-from jaxnorm._types import AffineParams, wide_dtype, widened
+from jaxnorm._types import AffineParams, widened, widest_dtype
 
 
 def unit_norm(
@@ -227,7 +226,7 @@ def _unit_norm(call: SampleCall, k: Scalar | None, *, name: str) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("centered", "dtype"))
 def _cosine_norm(kernel: jax.Array, x: jax.Array, epsilon: Scalar, *, centered: bool, dtype: Any) -> jax.Array:
-    wide = np.promote_types(wide_dtype(x.dtype), wide_dtype(kernel.dtype))
+    wide = widest_dtype(x, kernel)
 
     def direction(a: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
         a = a.astype(wide)

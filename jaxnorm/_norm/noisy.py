@@ -11,12 +11,10 @@ from jax import lax
 
 from jaxnorm._axes import noise_shape, other_axes
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
-from jaxnorm._checks import Scalar, check_bits, check_key, check_scalar
+from jaxnorm._checks import NOISE_BITS, Scalar, check_bits, check_key, check_scalar
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._noise import gaussian, multiply_noise, uniform, used_key
 from jaxnorm._types import AffineParams, RunningStats, widened
-
-_BITS = (16, 32)
 
 
 def init_noisy_batch_norm(
@@ -143,7 +141,7 @@ def noisy_batch_norm(
         check_scalar("std_bound", std_bound, low=1),
         check_scalar("spread", spread, low=0),
     )
-    return _noisy_batch_norm(check_key(key), call, bounds, unbiased=bool(unbiased), bits=check_bits(bits, _BITS))
+    return _noisy_batch_norm(check_key(key), call, bounds, unbiased=bool(unbiased), bits=check_bits(bits, NOISE_BITS))
 
 
 @functools.partial(jax.jit, static_argnames=("unbiased", "bits"))

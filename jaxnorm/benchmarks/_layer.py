@@ -9,6 +9,7 @@ import jax.numpy as jnp
 # What every library's layers are set to.
 RATE = 0.1
 BETA = 0.5
+STD = 0.5
 MOMENTUM = 0.9
 EPSILON = 1e-5
 GROUPS = 32

@@ -20,7 +20,7 @@ class Problem(NamedTuple):
 
     Attributes:
       x: the input, `[..., C]`.
-      cotangent: of x's shape and dtype.
+      cotangent: of x's shape and dtype; a layer whose output is smaller takes the first of it.
       mesh: devices over which the first axis is divided; None for one device.
     """
 
@@ -41,7 +41,10 @@ def forward_and_backward(build: Builder, problem: Problem) -> Program | None:
     if isinstance(layer, TorchLayer):
         return _torch_programs.forward_and_backward(layer, problem.x, problem.cotangent)
     apply = _over_devices(layer, problem.mesh)
-    arguments = (*_arguments(layer, problem), _as_input(layer, problem, problem.cotangent))
+    arguments = _arguments(layer, problem)
+    y, _ = jax.eval_shape(apply, *arguments)
+    cotangent = _as_input(layer, problem, problem.cotangent)
+    arguments = (*arguments, cotangent if y.shape == cotangent.shape else cotangent[tuple(map(slice, y.shape))])
     run, costs = compile_program(with_gradient(apply), *arguments)
     key, params, state, x, _ = arguments
     kept = residuals(lambda params, x: apply(key, params, state, x), params, x)

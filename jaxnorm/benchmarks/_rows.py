@@ -11,7 +11,7 @@ import jax
 
 import jaxnorm
 import jaxnorm.linen
-from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, GHOST, GROUPS, MOMENTUM, RATE, Builder, Layer, with_mask
+from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, GHOST, GROUPS, MOMENTUM, RATE, STD, Builder, Layer, with_mask
 from jaxnorm.benchmarks._networks import resnet_step, transformer_step
 from jaxnorm.benchmarks._peers import linen
 from jaxnorm.benchmarks._programs import LAYERS_TO_COMPILE, Work, compilation, eager_call, forward, forward_and_backward
@@ -107,6 +107,11 @@ def noise(function: Callable[..., jax.Array], amount: float, **options: Any) -> 
     return lambda _: Layer(lambda key, params, state, x: (function(key, x, amount, **options), state))
 
 
+def _masked(x: jax.ShapeDtypeStruct) -> Layer:
+    mask = jaxnorm.dropout_mask(jax.random.key(1), x.shape, RATE)
+    return Layer(lambda key, params, state, x: (jaxnorm.apply_mask(state, x, RATE), state), state=mask)
+
+
 def norm(
     function: Callable[..., Any] = jaxnorm.batch_norm,
     init: Callable[..., Any] = jaxnorm.init_batch_norm,
@@ -186,6 +191,10 @@ def _of_examples(x: jax.ShapeDtypeStruct) -> Layer:
     return Layer(lambda key, params, state, x: (jaxnorm.modulate(x, *params), state), (scale, scale))
 
 
+def _patches(_: jax.ShapeDtypeStruct) -> Layer:
+    return Layer(lambda key, params, state, x: (jaxnorm.patch_dropout(key, x, 0.5)[0], state))
+
+
 def _styled(x: jax.ShapeDtypeStruct) -> Layer:
     style = jax.random.normal(jax.random.key(1), x.shape, x.dtype)
     return Layer(lambda key, params, state, x: (jaxnorm.adaptive_instance_norm(x, state), state), state=style)
@@ -199,6 +208,36 @@ def _weight_norm(x: jax.ShapeDtypeStruct) -> Layer:
 def _spectral_norm(x: jax.ShapeDtypeStruct) -> Layer:
     state = jaxnorm.init_spectral_norm(jax.random.key(0), x.shape[-1])
     return Layer(lambda key, params, state, x: jaxnorm.spectral_norm(state, x, train=True), state=state)
+
+
+def _join(function: Callable[..., jax.Array], *amount: float) -> Builder:
+    """Returns the builder of a join `(key, x, branch, *amount)`, of which the branch is differentiated too."""
+
+    def build(x: jax.ShapeDtypeStruct) -> Layer:
+        branch = jax.random.normal(jax.random.key(1), x.shape, x.dtype)
+        return Layer(lambda key, params, state, x: (function(key, x, params, *amount), state), branch)
+
+    return build
+
+
+def _two_branches(key: jax.Array, x: jax.Array, branch: jax.Array, rate: float) -> jax.Array:
+    return jaxnorm.fractal_join(key, [x, branch], rate)
+
+
+def _drop_connect_dense(x: jax.ShapeDtypeStruct) -> Layer:
+    features = x.shape[-1]
+    kernel, bias = jax.random.normal(jax.random.key(1), (features, features), x.dtype), jax.numpy.zeros(features, x.dtype)
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        kernel, bias = params
+        return jaxnorm.drop_connect_dense(key, kernel, bias, x, RATE), state
+
+    return Layer(apply, (kernel, bias))
+
+
+def _noisy_linear(x: jax.ShapeDtypeStruct) -> Layer:
+    params = jaxnorm.init_noisy_linear(jax.random.key(1), x.shape[-1], x.shape[-1])
+    return Layer(lambda key, params, state, x: (jaxnorm.noisy_linear(key, params, x), state), params)
 
 
 def _virtual(x: jax.ShapeDtypeStruct) -> Layer:
@@ -283,7 +322,11 @@ _IMAGES = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (8192, 1024)), quick=
 _MAPS = Sizes(full=((64, 32, 32, 64), (128, 56, 56, 64), (32, 14, 14, 256)), quick=((32, 32, 32, 64),))
 _LATE = Sizes(full=((32, 7, 7, 512), (32, 14, 14, 256), (256, 512), (32, 1024)), quick=((32, 7, 7, 64),), least_on_gpu=0)
 _TOKENS = Sizes(full=((32, 128, 768), (8192, 1024), (16384, 256), (4096, 4096)), quick=((32, 128, 256),))
+_PATCHES = Sizes(full=((32, 197, 768), (256, 197, 384)), quick=((8, 197, 256),))
 _VECTORS = Sizes(full=((8192, 1024), (16384, 256)), quick=((1024, 256),))
+_SEQUENCES = Sizes(full=((32, 128, 768), (64, 512, 256)), quick=((32, 128, 256),))
+_HEADS = Sizes(full=((16, 256, 12, 64), (8, 1024, 8, 64)), quick=((8, 128, 8, 64),))
+_EXAMPLES = Sizes(full=((128, 512),), quick=((32, 128),), least_on_gpu=0)
 _KERNELS = Sizes(full=((4096, 4096), (3, 3, 512, 512)), quick=((1024, 256),))
 _IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
 _GROWING = Sizes(
@@ -301,6 +344,12 @@ _BITS = {f"jaxnorm, {bits} bits": noise(jaxnorm.dropout, RATE, bits=bits) for bi
 _GAUSSIAN = {f"jaxnorm, {bits} bits": noise(jaxnorm.gaussian_dropout, RATE, bits=bits) for bits in (16, 32)}
 _UNIFORM = {f"jaxnorm, {bits} bits": noise(jaxnorm.uniform_dropout, BETA, bits=bits) for bits in (16, 32)}
 _DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
+_ALPHA = {"jaxnorm": noise(jaxnorm.alpha_dropout, RATE)}
+_ADDITIVE = {f"jaxnorm, {bits} bits": noise(jaxnorm.gaussian_noise, STD, bits=bits) for bits in (16, 32)}
+_DROP_BLOCK = {
+    "jaxnorm": noise(jaxnorm.drop_block, RATE),
+    "jaxnorm, one mask for all channels": noise(jaxnorm.drop_block, RATE, shared=True),
+}
 _NORM = {"jaxnorm": norm()}
 _NORM_RELU = {"jaxnorm": norm(activation=jax.nn.relu)}
 _RENORM = {"jaxnorm": norm(jaxnorm.batch_renorm, jaxnorm.init_batch_renorm)}
@@ -322,6 +371,38 @@ ROWS = (
     Row("dropout", "Dropout", _TRAINING, _BITS, _ARRAYS, passes=4, headline=True),
     Row("gaussian_dropout", "Gaussian dropout", _TRAINING, _GAUSSIAN, _ARRAYS, passes=4),
     Row("uniform_dropout", "Uniform dropout", _TRAINING, _UNIFORM, _ARRAYS, passes=4),
+    Row("alpha_dropout", "Alpha dropout", _TRAINING, _ALPHA, _ARRAYS, passes=4, quick=False),
+    Row("gaussian_noise", "Additive Gaussian noise", _TRAINING, _ADDITIVE, _ARRAYS, passes=4, quick=False),
+    Row("spatial_dropout", "Spatial dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.spatial_dropout, RATE)}, _MAPS, passes=4,
+        quick=False),
+    Row("locked_dropout", "Locked dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.locked_dropout, RATE)}, _SEQUENCES, passes=4,
+        quick=False),
+    Row("head_dropout", "Head dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.head_dropout, RATE, head_axis=-2)}, _HEADS, passes=4,
+        quick=False),
+    Row("drop_path", "Drop path", _TRAINING, {"jaxnorm": noise(jaxnorm.drop_path, RATE)}, _MAPS, passes=4, quick=False),
+    Row("zoneout", "Zoneout", _TRAINING, {"jaxnorm": _join(jaxnorm.zoneout, RATE)}, _VECTORS, passes=6, quick=False),
+    Row("apply_mask", "Dropout by a mask that is drawn", _TRAINING, {"jaxnorm": _masked}, _ARRAYS, passes=4, quick=False),
+    Row("drop_block", "DropBlock", _TRAINING, _DROP_BLOCK, _MAPS, passes=4, quick=False),
+    Row("cutout", "Cutout", _TRAINING, {"jaxnorm": noise(jaxnorm.cutout, 8)}, _MAPS, passes=4, quick=False),
+    Row("max_pool_dropout", "Max-pooling dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.max_pool_dropout, RATE, window=2)},
+        _MAPS, passes=4, quick=False),
+    Row("max_pool_dropout_mean", "Max-pooling dropout", _INFERENCE,
+        {"jaxnorm": _without_parameters(jaxnorm.max_pool_dropout_mean, rate=RATE, window=2)}, _MAPS, passes=2, quick=False),
+    Row("patch_dropout", "Patch dropout", _TRAINING, {"jaxnorm": _patches}, _PATCHES, passes=3, quick=False),
+    Row("swapout", "Swapout", _TRAINING, {"jaxnorm": _join(jaxnorm.swapout, RATE)}, _ARRAYS, passes=6, quick=False),
+    Row("fractal_join", "FractalNet's join of two", _TRAINING, {"jaxnorm": _join(_two_branches, RATE)}, _MAPS, passes=6,
+        quick=False),
+    Row("shake_drop", "ShakeDrop", _TRAINING, {"jaxnorm": _join(jaxnorm.shake_drop, RATE)}, _MAPS, passes=6, quick=False),
+    Row("shake_shake", "Shake-Shake", _TRAINING, {"jaxnorm": _join(jaxnorm.shake_shake)}, _MAPS, passes=6, quick=False),
+    Row("drop_connect", "DropConnect of a kernel", _TRAINING, {"jaxnorm": noise(jaxnorm.drop_connect, RATE)}, _KERNELS,
+        layer="dropout", peers=_FLAX, passes=4, quick=False),
+    Row("embedding_dropout", "Embedding dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.embedding_dropout, RATE)}, _VECTORS,
+        passes=4, quick=False),
+    Row("mixout", "Mixout", _TRAINING, {"jaxnorm": _join(jaxnorm.mixout, RATE)}, _KERNELS, passes=6, quick=False),
+    Row("drop_connect_dense", "DropConnect of each example", _TRAINING, {"jaxnorm": _drop_connect_dense}, _EXAMPLES, quick=False),
+    Row("noisy_linear", "Noisy linear layer", _TRAINING, {"jaxnorm": _noisy_linear}, _VECTORS, quick=False),
+    Row("maxout", "Maxout of two", _TRAINING, {"jaxnorm": _without_parameters(jaxnorm.maxout, pieces=2)}, _MAPS, passes=4,
+        quick=False),
     Row("batch_norm", "Batch norm", _TRAINING, _NORM, _IMAGES, passes=8, headline=True),
     Row("batch_norm_inference", "Batch norm", _INFERENCE, {"jaxnorm": norm(train=False)}, _IMAGES, passes=2),
     Row("batch_norm_relu", "Batch norm and ReLU", _TRAINING, _NORM_RELU, _IMAGES, passes=8, headline=True),

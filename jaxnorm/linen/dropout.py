@@ -1,13 +1,11 @@
-"""Multiplicative noise as `flax.linen` modules: Bernoulli, Gaussian and uniform dropout."""
+"""Noise of single elements as `flax.linen` modules: Bernoulli, Gaussian and uniform dropout, and additive Gaussian noise."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 
-from jaxnorm._checks import check_decision_bits
-from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
-from jaxnorm._modules import NoiseFunction, check_noise_bits
+from jaxnorm._noise_modules import DROPOUT, GAUSSIAN_DROPOUT, GAUSSIAN_NOISE, UNIFORM_DROPOUT
 from jaxnorm.linen._noise_layer import NoiseLayer
 
 
@@ -39,7 +37,7 @@ class Dropout(NoiseLayer):
       Array([1., 1., 1.], dtype=float32)
     """
 
-    noise: ClassVar = NoiseFunction(dropout, "rate", check_decision_bits, drops=True)
+    noise: ClassVar = DROPOUT
 
     rate: float | jax.Array
     broadcast_dims: Sequence[int] = ()
@@ -72,7 +70,7 @@ class GaussianDropout(NoiseLayer):
       mean 1.00, variance 0.25
     """
 
-    noise: ClassVar = NoiseFunction(gaussian_dropout, "rate", check_noise_bits, below_one=True)
+    noise: ClassVar = GAUSSIAN_DROPOUT
 
     rate: float | jax.Array
     broadcast_dims: Sequence[int] = ()
@@ -105,9 +103,42 @@ class UniformDropout(NoiseLayer):
       from 0.50 to 1.50
     """
 
-    noise: ClassVar = NoiseFunction(uniform_dropout, "beta", check_noise_bits)
+    noise: ClassVar = UNIFORM_DROPOUT
 
     beta: float | jax.Array
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | jax.Array | None = None
+    rng_collection: str = "dropout"
+    bits: int = 16
+
+
+class GaussianNoise(NoiseLayer):
+    """Additive Gaussian noise: `jaxnorm.gaussian_noise` with the rng stream and call of `Dropout`.
+
+    Training: `y = x + n`, `n ~ N(0, std^2)`. Inference (`deterministic`): the identity.
+
+    Attributes:
+      std: the standard deviation of the noise, at least 0; a number or a traced scalar.
+      broadcast_dims: axes along which all elements share one draw.
+      deterministic: whether to return the inputs as they are; here or in the call.
+      rng_collection: name of the stream of keys.
+      bits: random bits an element of which a number of the noise is made: 16 or 32.
+
+    References:
+      Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural Computation 7, 1995,
+      https://doi.org/10.1162/neco.1995.7.1.108.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxnorm.linen
+      >>> noise = jaxnorm.linen.GaussianNoise(0.5, deterministic=False)
+      >>> y = noise.apply({}, jnp.full(100_000, 3.0), rngs={"dropout": jax.random.key(0)})
+      >>> print(f"mean {y.mean():.2f}, variance {y.var():.2f}")
+      mean 3.00, variance 0.25
+    """
+
+    noise: ClassVar = GAUSSIAN_NOISE
+
+    std: float | jax.Array
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | jax.Array | None = None
     rng_collection: str = "dropout"

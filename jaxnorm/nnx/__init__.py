@@ -1,13 +1,18 @@
 """Norms and dropout as `flax.nnx` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
+from jaxnorm.nnx.alpha_dropout import AlphaDropout
 from jaxnorm.nnx.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.batch_renorm import BatchRenorm
 from jaxnorm.nnx.conditional_batch_norm import ConditionalBatchNorm
 from jaxnorm.nnx.cosine_norm import CosineNorm
+from jaxnorm.nnx.cutout import Cutout
 from jaxnorm.nnx.decorrelated_batch_norm import DecorrelatedBatchNorm
 from jaxnorm.nnx.domain_batch_norm import DomainBatchNorm
-from jaxnorm.nnx.dropout import Dropout, GaussianDropout, UniformDropout
+from jaxnorm.nnx.drop_block import DropBlock
+from jaxnorm.nnx.drop_connect import DropConnect, DropConnectDense, EmbeddingDropout
+from jaxnorm.nnx.dropout import Dropout, GaussianDropout, GaussianNoise, UniformDropout
+from jaxnorm.nnx.dropout_patterns import DropPath, HeadDropout, LockedDropout, SpatialDropout
 from jaxnorm.nnx.dynamic_tanh import DynamicTanh
 from jaxnorm.nnx.evonorm_b0 import EvoNormB0
 from jaxnorm.nnx.evonorm_b1 import EvoNormB1
@@ -23,12 +28,17 @@ from jaxnorm.nnx.global_response_norm import GlobalResponseNorm
 from jaxnorm.nnx.group_norm import GroupNorm
 from jaxnorm.nnx.instance_norm import InstanceNorm
 from jaxnorm.nnx.iterative_norm import IterativeNorm
+from jaxnorm.nnx.joins import FractalJoin, ShakeDrop, ShakeShake, Swapout
 from jaxnorm.nnx.layer_norm import LayerNorm
 from jaxnorm.nnx.layer_scale import LayerScale
 from jaxnorm.nnx.local_response_norm import LocalResponseNorm
 from jaxnorm.nnx.lp_batch_norm import LpBatchNorm
+from jaxnorm.nnx.max_pool_dropout import MaxPoolDropout
+from jaxnorm.nnx.maxout import Maxout
 from jaxnorm.nnx.mean_only_batch_norm import MeanOnlyBatchNorm
 from jaxnorm.nnx.noisy_batch_norm import NoisyBatchNorm
+from jaxnorm.nnx.noisy_linear import NoisyLinear
+from jaxnorm.nnx.patch_dropout import PatchDropout
 from jaxnorm.nnx.rms_norm import RMSNorm
 from jaxnorm.nnx.scale_norm import ScaleNorm
 from jaxnorm.nnx.spectral_norm import SpectralNorm
@@ -38,17 +48,25 @@ from jaxnorm.nnx.tracked_instance_norm import TrackedInstanceNorm
 from jaxnorm.nnx.unit_norm import UnitNorm
 from jaxnorm.nnx.virtual_batch_norm import VirtualBatchNorm
 from jaxnorm.nnx.weight_norm import WeightNorm
+from jaxnorm.nnx.zoneout import Zoneout
 
 __all__ = [
+    "AlphaDropout",
     "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
     "ConditionalBatchNorm",
     "CosineNorm",
+    "Cutout",
     "DecorrelatedBatchNorm",
     "DomainBatchNorm",
+    "DropBlock",
+    "DropConnect",
+    "DropConnectDense",
+    "DropPath",
     "Dropout",
     "DynamicTanh",
+    "EmbeddingDropout",
     "EvoNormB0",
     "EvoNormB1",
     "EvoNormB2",
@@ -56,28 +74,41 @@ __all__ = [
     "EvoNormS1",
     "EvoNormS2",
     "FilterResponseNorm",
+    "FractalJoin",
     "FrozenBatchNorm",
     "GatedRMSNorm",
     "GaussianDropout",
+    "GaussianNoise",
     "GhostBatchNorm",
     "GlobalResponseNorm",
     "GroupNorm",
+    "HeadDropout",
     "InstanceNorm",
     "IterativeNorm",
     "LayerNorm",
     "LayerScale",
     "LocalResponseNorm",
+    "LockedDropout",
     "LpBatchNorm",
+    "MaxPoolDropout",
+    "Maxout",
     "MeanOnlyBatchNorm",
     "NoisyBatchNorm",
+    "NoisyLinear",
+    "PatchDropout",
     "RMSNorm",
     "ScaleNorm",
+    "ShakeDrop",
+    "ShakeShake",
+    "SpatialDropout",
     "SpectralNorm",
     "SplitBatchNorm",
+    "Swapout",
     "SwitchableNorm",
     "TrackedInstanceNorm",
     "UniformDropout",
     "UnitNorm",
     "VirtualBatchNorm",
     "WeightNorm",
+    "Zoneout",
 ]

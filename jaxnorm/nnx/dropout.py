@@ -1,4 +1,4 @@
-"""Multiplicative noise as `flax.nnx` modules: Bernoulli, Gaussian and uniform dropout."""
+"""Noise of single elements as `flax.nnx` modules: Bernoulli, Gaussian and uniform dropout, and additive Gaussian noise."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Unpack
@@ -6,9 +6,7 @@ from typing import ClassVar, Unpack
 import jax
 from flax import nnx
 
-from jaxnorm._checks import check_decision_bits
-from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, uniform_dropout
-from jaxnorm._modules import NoiseFunction, check_noise_bits
+from jaxnorm._noise_modules import DROPOUT, GAUSSIAN_DROPOUT, GAUSSIAN_NOISE, UNIFORM_DROPOUT
 from jaxnorm.nnx._noise_layer import NoiseLayer, NoiseOptions
 
 
@@ -42,7 +40,7 @@ class Dropout(NoiseLayer):
       Array([1., 1., 1.], dtype=float32)
     """
 
-    noise: ClassVar = NoiseFunction(dropout, "rate", check_decision_bits, drops=True)
+    noise: ClassVar = DROPOUT
 
     def __init__(
         self,
@@ -55,10 +53,9 @@ class Dropout(NoiseLayer):
         bits: int = 16,
     ):
         """Forks the stream of keys; the arguments are those of the class."""
-        super().__init__(
-            broadcast_dims=broadcast_dims, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs, bits=bits
-        )
+        super().__init__(deterministic=deterministic, rng_collection=rng_collection, rngs=rngs, bits=bits)
         self.rate = rate
+        self.broadcast_dims = broadcast_dims
 
 
 class GaussianDropout(NoiseLayer):
@@ -68,8 +65,8 @@ class GaussianDropout(NoiseLayer):
 
     Args:
       rate: the amount of noise, in [0, 1); a number or a traced scalar.
-      **options: `broadcast_dims=(), deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of
-        16 or 32 bits.
+      broadcast_dims: axes along which all elements share one draw.
+      **options: `deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of 16 or 32 bits.
 
     References:
       Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
@@ -83,12 +80,13 @@ class GaussianDropout(NoiseLayer):
       mean 1.00, variance 0.25
     """
 
-    noise: ClassVar = NoiseFunction(gaussian_dropout, "rate", check_noise_bits, below_one=True)
+    noise: ClassVar = GAUSSIAN_DROPOUT
 
-    def __init__(self, rate: float | jax.Array, **options: Unpack[NoiseOptions]):
+    def __init__(self, rate: float | jax.Array, *, broadcast_dims: Sequence[int] = (), **options: Unpack[NoiseOptions]):
         """Forks the stream of keys; the arguments are those of the class."""
         super().__init__(**options)
         self.rate = rate
+        self.broadcast_dims = broadcast_dims
 
 
 class UniformDropout(NoiseLayer):
@@ -98,8 +96,8 @@ class UniformDropout(NoiseLayer):
 
     Args:
       beta: the half width of the noise, in [0, 1]; a number or a traced scalar.
-      **options: `broadcast_dims=(), deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of
-        16 or 32 bits.
+      broadcast_dims: axes along which all elements share one draw.
+      **options: `deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of 16 or 32 bits.
 
     References:
       Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
@@ -113,9 +111,41 @@ class UniformDropout(NoiseLayer):
       from 0.50 to 1.50
     """
 
-    noise: ClassVar = NoiseFunction(uniform_dropout, "beta", check_noise_bits)
+    noise: ClassVar = UNIFORM_DROPOUT
 
-    def __init__(self, beta: float | jax.Array, **options: Unpack[NoiseOptions]):
+    def __init__(self, beta: float | jax.Array, *, broadcast_dims: Sequence[int] = (), **options: Unpack[NoiseOptions]):
         """Forks the stream of keys; the arguments are those of the class."""
         super().__init__(**options)
         self.beta = beta
+        self.broadcast_dims = broadcast_dims
+
+
+class GaussianNoise(NoiseLayer):
+    """Additive Gaussian noise: `jaxnorm.gaussian_noise` with the rng stream and call of `Dropout`.
+
+    Training: `y = x + n`, `n ~ N(0, std^2)`. Inference (`deterministic`): the identity.
+
+    Args:
+      std: the standard deviation of the noise, at least 0; a number or a traced scalar.
+      broadcast_dims: axes along which all elements share one draw.
+      **options: `deterministic=False, rng_collection="dropout", rngs=None, bits=16`, as in `Dropout`, but of 16 or 32 bits.
+
+    References:
+      Bishop, "Training with noise is equivalent to Tikhonov regularization", Neural Computation 7, 1995,
+      https://doi.org/10.1162/neco.1995.7.1.108.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxnorm.nnx
+      >>> from flax import nnx
+      >>> y = jaxnorm.nnx.GaussianNoise(0.5, rngs=nnx.Rngs(0))(jnp.full(100_000, 3.0))
+      >>> print(f"mean {y.mean():.2f}, variance {y.var():.2f}")
+      mean 3.00, variance 0.25
+    """
+
+    noise: ClassVar = GAUSSIAN_NOISE
+
+    def __init__(self, std: float | jax.Array, *, broadcast_dims: Sequence[int] = (), **options: Unpack[NoiseOptions]):
+        """Forks the stream of keys; the arguments are those of the class."""
+        super().__init__(**options)
+        self.std = std
+        self.broadcast_dims = broadcast_dims

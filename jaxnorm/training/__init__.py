@@ -27,6 +27,7 @@ True
 
 from jaxnorm.training.adapters import linen_apply, nnx_apply
 from jaxnorm.training.checkpoints import Checkpoint, latest_step, load_checkpoint, save_checkpoint
+from jaxnorm.training.constraints import max_norm
 from jaxnorm.training.data import ordered_batches, shuffled_batches
 from jaxnorm.training.loop import fit
 from jaxnorm.training.state import TrainState, init_train_state
@@ -44,6 +45,7 @@ __all__ = [
     "load_checkpoint",
     "make_eval_step",
     "make_train_step",
+    "max_norm",
     "nnx_apply",
     "ordered_batches",
     "save_checkpoint",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnorm._types import wide_dtype
 from jaxnorm.training.data import Batch, num_examples
 from jaxnorm.training.meter import Meter
 from jaxnorm.training.state import PyTree, TrainState, as_arrays, check_same_tree
@@ -56,8 +57,8 @@ def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
             f"and {jnp.shape(labels)}"
         )
     # A comparison instead of an index: the gradient of indexing has no sharding of its own on a mesh with explicit axes.
-    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-    chosen = labels[:, None] == jnp.arange(outputs.shape[1], dtype=labels.dtype)
+    outputs = outputs.astype(wide_dtype(outputs.dtype))
+    chosen = labels[:, None] == jnp.arange(outputs.shape[1], dtype=labels.dtype)[None]
     picked = jnp.where(chosen.any(1), jnp.where(chosen, outputs, 0).sum(1), jnp.nan)
     return jax.nn.logsumexp(outputs, axis=1) - picked
 

@@ -1,4 +1,4 @@
-"""Bad input of the dropouts of single elements: an error that names the argument and what was given."""
+"""Bad input of dropout: an error that names the argument and what was given."""
 
 import inspect
 import re
@@ -13,15 +13,27 @@ from cases import SHAPE, data
 
 import jaxnorm
 
-FUNCTIONS = (
+
+def head_dropout(key: Any, x: Any, rate: Any, **options: Any) -> jax.Array:
+    return jaxnorm.head_dropout(key, x, rate, head_axis=-2, **options)
+
+
+DECIDING = (
     jaxnorm.dropout,
     jaxnorm.classic_dropout,
-    jaxnorm.gaussian_dropout,
-    jaxnorm.uniform_dropout,
-    jaxnorm.weight_scaled,
+    jaxnorm.alpha_dropout,
+    jaxnorm.spatial_dropout,
+    jaxnorm.locked_dropout,
+    jaxnorm.drop_path,
+    head_dropout,
 )
+FUNCTIONS = (*DECIDING, jaxnorm.gaussian_dropout, jaxnorm.uniform_dropout, jaxnorm.weight_scaled)
+ONLY_BELOW_ONE = (jaxnorm.gaussian_dropout, jaxnorm.alpha_dropout)
+WITH_DIMS = (*DECIDING[:3], jaxnorm.gaussian_dropout, jaxnorm.uniform_dropout, jaxnorm.gaussian_noise)
 each = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-bernoulli = pytest.mark.parametrize("function", FUNCTIONS[:2], ids=lambda function: function.__name__)
+random = pytest.mark.parametrize("function", [*FUNCTIONS[:-1], jaxnorm.gaussian_noise], ids=lambda function: function.__name__)
+elementwise = pytest.mark.parametrize("function", DECIDING[:2], ids=lambda function: function.__name__)
+bernoulli = pytest.mark.parametrize("function", DECIDING, ids=lambda function: function.__name__)
 
 X = {
     "x int": (jnp.ones(SHAPE, jnp.int32), "int32"),
@@ -76,7 +88,7 @@ DIMS = {
 
 
 def amount_name(function: Callable[..., Any]) -> str:
-    return next(name for name in inspect.signature(function).parameters if name in ("rate", "beta"))
+    return next(name for name in inspect.signature(function).parameters if name in ("rate", "beta", "std"))
 
 
 def call(function: Callable[..., Any], **given: Any) -> jax.Array:
@@ -108,19 +120,27 @@ def test_bad_amounts_are_named(function: Callable[..., Any], name: str) -> None:
     raises(function, error, amount_name(function), value, **{amount_name(function): amount})
 
 
+@pytest.mark.parametrize("function", ONLY_BELOW_ONE, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("one", [1, 1.0, np.float32(1), jnp.float32(1)], ids=["int", "float", "NumPy", "jax"])
-def test_gaussian_noise_has_no_limit_at_rate_one(one: Any) -> None:
-    raises(jaxnorm.gaussian_dropout, ValueError, "rate", "1", rate=one)
+def test_noise_of_finite_variance_has_no_limit_at_rate_one(function: Callable[..., Any], one: Any) -> None:
+    """Pitfall 78: of Gaussian and alpha dropout."""
+    raises(function, ValueError, "rate", "1", rate=one)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("name", ["-0.1", "-1e-9", "nan", "inf", "str", "None", "bool", "complex", "list", "of another shape"])
+def test_bad_deviations_of_additive_noise_are_named(name: str) -> None:
+    std, error, value = AMOUNTS[name]
+    raises(jaxnorm.gaussian_noise, error, "std", value, std=std)
+
+
+@random
 @pytest.mark.parametrize("name", KEYS)
 def test_bad_keys_are_named(function: Callable[..., Any], name: str) -> None:
     key, value = KEYS[name]
     raises(function, (TypeError, ValueError), "key", value, key=key)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS[:-1], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", WITH_DIMS, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("name", DIMS)
 def test_bad_broadcast_dims_are_named(function: Callable[..., Any], name: str) -> None:
     dims, error, value = DIMS[name]
@@ -134,7 +154,7 @@ def test_other_numbers_of_bits_are_refused(function: Callable[..., Any], bits: A
     raises(function, error, "bits", f"bits must be 8, 16 or 32, got {bits!r}", bits=bits)
 
 
-@pytest.mark.parametrize("function", [jaxnorm.gaussian_dropout, jaxnorm.uniform_dropout])
+@pytest.mark.parametrize("function", [jaxnorm.gaussian_dropout, jaxnorm.uniform_dropout, jaxnorm.gaussian_noise])
 @pytest.mark.parametrize("bits", [0, 8, 64, None, "16", True, 16.0], ids=repr)
 def test_other_numbers_of_bits_for_noise_are_refused(function: Callable[..., Any], bits: Any) -> None:
     error = ValueError if type(bits) is int else TypeError
@@ -150,7 +170,7 @@ RATES = {
 }
 
 
-@bernoulli
+@elementwise
 @pytest.mark.parametrize("name", RATES)
 def test_rates_that_8_bits_do_not_hold_are_refused(function: Callable[..., Any], name: str) -> None:
     rate, value = RATES[name]
@@ -159,7 +179,7 @@ def test_rates_that_8_bits_do_not_hold_are_refused(function: Callable[..., Any],
     assert jnp.isfinite(jax.jit(lambda rate: call(function, rate=rate, bits=8))(rate)).all()  # a traced rate is not known
 
 
-@bernoulli
+@elementwise
 @pytest.mark.parametrize("rate", [0, 1, 0.1, 0.05, 0.95, 1 / 3, 2.0**-8, 1 - 2.0**-8, "channels"], ids=str)
 def test_rates_that_8_bits_hold_to_five_percent_are_taken(function: Callable[..., Any], rate: Any) -> None:
     given = np.array([0.0, 0.1, 1.0]).reshape(1, 1, 1, 3) if isinstance(rate, str) else rate
@@ -189,13 +209,13 @@ def test_an_amount_must_fit_the_shared_draw() -> None:
 @pytest.mark.parametrize(
     "function, options",
     [(function, {}) for function in FUNCTIONS]
-    + [(function, {"bits": 8}) for function in FUNCTIONS[:2]]
-    + [(function, {"bits": 32}) for function in FUNCTIONS[:4]],
+    + [(function, {"bits": 8}) for function in DECIDING]
+    + [(function, {"bits": 32}) for function in FUNCTIONS[:-1]],
     ids=lambda part: getattr(part, "__name__", str(part)),
 )
 def test_a_traced_amount_outside_its_range_gives_nan_everywhere(function: Callable[..., Any], options: dict[str, int]) -> None:
     run = jax.jit(lambda amount: call(function, **{amount_name(function): amount}, **options))
-    highest = 1.0 if function is jaxnorm.gaussian_dropout else 1.5
+    highest = 1.0 if function in ONLY_BELOW_ONE else 1.5
     for amount in (-0.1, highest, np.nan, np.inf, -np.inf):
         assert jnp.isnan(run(amount)).all(), amount
     assert jnp.isfinite(run(0.3)).all()

@@ -47,6 +47,7 @@ def kept(key: jax.Array, shape: tuple[int, ...], rate: Any, bits: int = 16) -> j
 
 @pytest.mark.parametrize("shape, rate, bits", KEPT, ids=str)
 def test_stored_masks(shape: tuple[int, ...], rate: float, bits: int) -> None:
+    """Pitfall 95: masks of one key are these, with every version of jax and on every machine."""
     stored = np.array([bit == "1" for bit in KEPT[shape, rate, bits]]).reshape(shape)
     assert_array_equal(kept(jax.random.key(0), shape, rate, bits), stored)
     assert_array_equal(oracles.keep_mask((0, 0), shape, rate, bits), stored)
@@ -154,6 +155,7 @@ def test_other_generators_differ_between_lanes(bits: int) -> None:
 
 
 def test_same_key_same_mask_other_key_other_mask_in_one_compiled_step() -> None:
+    """Pitfall 97: no mask becomes a constant of the program."""
     step = jax.jit(lambda key: dropout(key, jnp.ones(100), 0.3))
     first, again, other = (np.asarray(step(jax.random.key(seed))) for seed in (1, 1, 2))
     assert_array_equal(first, again)
@@ -171,7 +173,7 @@ def test_all_masks_of_many_steps_and_layers_differ() -> None:
 
 
 def test_a_large_draw_is_not_many_small_ones() -> None:
-    """Documented: keys are split by the caller, and a batch under vmap needs a key a lane."""
+    """Pitfall 98, documented: keys are split by the caller, and a batch under vmap needs a key a lane."""
     x = jnp.ones((8, 50))
     lanes = jax.vmap(lambda key, row: dropout(key, row, 0.3))(jax.random.split(jax.random.key(4), 8), x)
     assert (lanes != dropout(jax.random.key(4), x, 0.3)).any()
@@ -197,7 +199,7 @@ def test_gaussian_noise_of_32_bits_is_that_of_its_own_words() -> None:
 
 
 def test_no_configuration_of_jax_changes_a_mask() -> None:
-    """Neither the partitionable generator, nor x64, nor the default generator."""
+    """Pitfall 93: neither the partitionable generator, nor x64, nor the default generator."""
     program = (
         "import jax, jaxnorm, jax.numpy as jnp, numpy as np;"
         "[jax.config.update(*c) for c in {config}];"

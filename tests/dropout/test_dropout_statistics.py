@@ -101,6 +101,7 @@ def masks_of(name: str, bits: int) -> np.ndarray:
 @all_bits
 @pytest.mark.parametrize("name", ["fold_in", "split", "vmap", "scan"])
 def test_masks_of_related_keys_are_independent(name: str, bits: int) -> None:
+    """Pitfall 96: of the steps of a scan too."""
     masks = masks_of(name, bits)
     pairs = itertools.combinations(range(16), 2)
     worst = min(randomness.independence(masks[a], masks[b], drop_rate(RATE, bits)) for a, b in pairs)

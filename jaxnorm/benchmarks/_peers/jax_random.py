@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxnorm.benchmarks._layer import BETA, RATE, Layer
+from jaxnorm.benchmarks._layer import BETA, RATE, STD, Layer
 
 
 def _gaussian_dropout(_: jax.ShapeDtypeStruct) -> Layer:
@@ -23,7 +24,23 @@ def _uniform_dropout(_: jax.ShapeDtypeStruct) -> Layer:
     return Layer(apply)
 
 
+def _gaussian_noise(_: jax.ShapeDtypeStruct) -> Layer:
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return x + STD * jax.random.normal(key, x.shape, x.dtype), state
+
+    return Layer(apply)
+
+
+def _zoneout(x: jax.ShapeDtypeStruct) -> Layer:
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return jnp.where(jax.random.bernoulli(key, RATE, x.shape), params, x), state
+
+    return Layer(apply, jax.random.normal(jax.random.key(1), x.shape, x.dtype))
+
+
 LAYERS = {
     "gaussian_dropout": {"jax.random": _gaussian_dropout},
     "uniform_dropout": {"jax.random": _uniform_dropout},
+    "gaussian_noise": {"jax.random": _gaussian_noise},
+    "zoneout": {"jax.random": _zoneout},
 }

@@ -8,15 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.benchmarks._layer import EPSILON, GROUPS, MOMENTUM, RATE, Layer, with_relu
+from jaxnorm.benchmarks._layer import EPSILON, GROUPS, MOMENTUM, RATE, STD, Layer, with_relu
 
 
-def _dropout(x: jax.ShapeDtypeStruct) -> Layer:
-    return _as_layer(_keras().layers.Dropout(RATE, seed=0, dtype=_policy(x)), x, training=True)
-
-
-def _gaussian_dropout(x: jax.ShapeDtypeStruct) -> Layer:
-    return _as_layer(_keras().layers.GaussianDropout(RATE, seed=0, dtype=_policy(x)), x, training=True)
+def _noise(x: jax.ShapeDtypeStruct, *, name: str, amount: float = RATE) -> Layer:
+    return _as_layer(getattr(_keras().layers, name)(amount, seed=0, dtype=_policy(x)), x, training=True)
 
 
 def _batch_norm(x: jax.ShapeDtypeStruct, *, train: bool = True, **options: Any) -> Layer:
@@ -64,8 +60,11 @@ def _as_layer(layer: Any, x: jax.ShapeDtypeStruct, **mode: bool) -> Layer:
 
 
 LAYERS = {
-    "dropout": {"keras": _dropout},
-    "gaussian_dropout": {"keras": _gaussian_dropout},
+    "dropout": {"keras": functools.partial(_noise, name="Dropout")},
+    "gaussian_dropout": {"keras": functools.partial(_noise, name="GaussianDropout")},
+    "gaussian_noise": {"keras": functools.partial(_noise, name="GaussianNoise", amount=STD)},
+    "alpha_dropout": {"keras": functools.partial(_noise, name="AlphaDropout")},
+    "spatial_dropout": {"keras": functools.partial(_noise, name="SpatialDropout2D")},
     "batch_norm": {"keras": _batch_norm},
     "batch_norm_inference": {"keras": functools.partial(_batch_norm, train=False)},
     "batch_renorm": {"keras": functools.partial(_batch_norm, **_RENORM)},

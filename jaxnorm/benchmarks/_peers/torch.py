@@ -9,8 +9,8 @@ import jax
 from jaxnorm.benchmarks._layer import EPSILON, GROUPS, MOMENTUM, RATE, Builder, TorchLayer
 
 
-def _dropout(_: jax.ShapeDtypeStruct) -> TorchLayer:
-    return TorchLayer(importlib.import_module("torch").nn.Dropout(RATE))
+def _noise(_: jax.ShapeDtypeStruct, *, name: str = "Dropout", channels_last: bool = False) -> TorchLayer:
+    return TorchLayer(getattr(importlib.import_module("torch").nn, name)(RATE), channels_last)
 
 
 def _batch_norm(
@@ -70,7 +70,9 @@ def _in_both_layouts(build: Builder = _batch_norm, **options: bool) -> dict[str,
 
 
 LAYERS = {
-    "dropout": {"torch": _dropout},
+    "dropout": {"torch": _noise},
+    "alpha_dropout": {"torch": functools.partial(_noise, name="AlphaDropout")},
+    "spatial_dropout": _in_both_layouts(functools.partial(_noise, name="Dropout2d")),
     "batch_norm": _in_both_layouts(),
     "batch_norm_inference": _in_both_layouts(train=False),
     "batch_norm_channels_first": {"torch": _batch_norm},
