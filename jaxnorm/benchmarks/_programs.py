@@ -64,6 +64,16 @@ def forward(build: Builder, problem: Problem) -> Program | None:
     return Program(lambda: run(*arguments), jax.block_until_ready, costs)
 
 
+def calls_with_keys(build: Builder, problem: Problem) -> Program | None:
+    """Returns the layer alone, called one time after another with each of the keys that are its state."""
+    layer = build(_spec(problem.x))
+    if not isinstance(layer, Layer):
+        return None
+    keys, params, x = layer.state, layer.params, problem.x
+    run, costs = compile_program(lambda key, params, x: layer.apply(key, params, (), x)[0], keys[0], params, x)
+    return Program(lambda: [run(key, params, x) for key in keys], jax.block_until_ready, costs)
+
+
 def eager_call(build: Builder, problem: Problem) -> Program | None:
     """Returns a call of the layer outside of any jit."""
     layer = build(_spec(problem.x))

@@ -25,6 +25,8 @@ it comes. Memory is used again and not given back to the system between calls, s
 - *Training step*: loss, gradient and update. The transformer has 4 layers of width 256, with dropout of the attention's
   weights and output and of the perceptron's hidden units and output; the ResNet is of 20 layers with bottlenecks, for 32 x 32
   images.
+- *Samples*: of a classifier of 9 hidden layers of x's width with dropout before each of them, or before the last three; 16
+  samples at once.
 - Dropout's rate is 0.1. *philox2x32* and *rbg* are other generators of jax, of which Flax can be given keys."""
 
 

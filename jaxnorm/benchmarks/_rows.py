@@ -12,9 +12,18 @@ import jax
 import jaxnorm
 import jaxnorm.linen
 from jaxnorm.benchmarks._layer import AXIS, BETA, EPSILON, GHOST, GROUPS, MOMENTUM, RATE, STD, Builder, Layer, with_mask
+from jaxnorm.benchmarks._monte_carlo import SAMPLES, at_once, one_call, perceptron
 from jaxnorm.benchmarks._networks import resnet_step, transformer_step
 from jaxnorm.benchmarks._peers import linen
-from jaxnorm.benchmarks._programs import LAYERS_TO_COMPILE, Work, compilation, eager_call, forward, forward_and_backward
+from jaxnorm.benchmarks._programs import (
+    LAYERS_TO_COMPILE,
+    Work,
+    calls_with_keys,
+    compilation,
+    eager_call,
+    forward,
+    forward_and_backward,
+)
 
 Shape = tuple[int, ...]
 
@@ -312,6 +321,8 @@ _INFERENCE = Kind("forward", forward, _PASS, scaled, 2)
 _CALL = Kind("eager call", eager_call, _PASS, scaled)
 _COMPILATION = Kind(f"trace and compile {LAYERS_TO_COMPILE} layers with gradient", compilation, "no layer", identity, once=True)
 _TRANSFORMER = Kind("training step", transformer_step, "no dropout", identity)
+_SAMPLES = Kind("samples", calls_with_keys, "one call", perceptron(one_call))
+_LATE_SAMPLES = Kind(f"{SAMPLES} samples", calls_with_keys, f"{SAMPLES} calls", perceptron(one_call, noisy=3, calls=SAMPLES))
 _RESNET = Kind("training step", resnet_step, "no norm", relu)
 
 _ARRAYS = Sizes(
@@ -327,6 +338,7 @@ _VECTORS = Sizes(full=((8192, 1024), (16384, 256)), quick=((1024, 256),))
 _SEQUENCES = Sizes(full=((32, 128, 768), (64, 512, 256)), quick=((32, 128, 256),))
 _HEADS = Sizes(full=((16, 256, 12, 64), (8, 1024, 8, 64)), quick=((8, 128, 8, 64),))
 _EXAMPLES = Sizes(full=((128, 512),), quick=((32, 128),), least_on_gpu=0)
+_ROWS = Sizes(full=((256, 512), (32, 256)), quick=((32, 256),), least_on_gpu=0)
 _KERNELS = Sizes(full=((4096, 4096), (3, 3, 512, 512)), quick=((1024, 256),))
 _IMAGE = Sizes(full=((64, 32, 32, 64),), quick=((32, 32, 32, 64),))
 _GROWING = Sizes(
@@ -365,6 +377,8 @@ _GLOBAL_RESPONSE = {"jaxnorm": sample_norm(jaxnorm.global_response_norm, jaxnorm
 _WEIGHT_NORM = {"jaxnorm": _weight_norm, "jaxnorm.linen": _linen_weight_norm}
 _SPECTRAL_NORM = {"jaxnorm": _spectral_norm, "jaxnorm.linen": _linen_spectral_norm}
 _SYNC_NORM = {"jaxnorm": norm(axis_name=AXIS)}
+_MC_PREDICT = {f"jaxnorm, {n} sample{'s' * (n > 1)}": perceptron(at_once(n)) for n in (1, 8, 16, 32, 64, 128)}
+_MC_PREDICT_LATE = {"jaxnorm": perceptron(at_once(SAMPLES), noisy=3)}
 
 # fmt: off
 ROWS = (
@@ -465,6 +479,8 @@ ROWS = (
         layer="dropout", peers=("flax linen", "flax linen, philox2x32 keys"), headline=True, quick=False),
     Row("resnet", "ResNet with batch norm", _RESNET, _NORM_RELU | {"jaxnorm.linen": _linen_norm_relu}, _PHOTOS, _F32,
         layer="batch_norm_relu", peers=("flax linen", "flax nnx", "torch"), headline=True, quick=False),
+    Row("mc_predict", "MC dropout", _SAMPLES, _MC_PREDICT, _ROWS, _F32, quick=False),
+    Row("mc_predict_late", "MC dropout in the last third", _LATE_SAMPLES, _MC_PREDICT_LATE, _ROWS, _F32, quick=False),
     Row("dropout_call", "Dropout", _CALL, _DROPOUT, _SMALL, _F32, layer="dropout", peers=_FLAX),
     Row("batch_norm_call", "Batch norm", _CALL, _NORM, _SMALL, _F32, layer="batch_norm", peers=_FLAX),
     Row("dropout_compilation", "Dropout", _COMPILATION, _BITS, _SMALL, _F32, layer="dropout", peers=_FLAX, quick=False),

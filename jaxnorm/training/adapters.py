@@ -97,7 +97,7 @@ def nnx_apply(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     def apply(
         key: jax.Array, params: PyTree, stats: PyTree, x: PyTree, /, *, train: bool, **scheduled: Any
     ) -> tuple[Any, PyTree]:
-        seeded = _seed(streams, key) if train else streams
+        seeded = seed_streams(streams, key) if train else streams
         copy = nnx.merge(graphdef, fill_params(params), seeded, fill_stats(stats), copy=True)
         copy.train() if train else copy.eval()
         outputs = copy(x, **scheduled)
@@ -120,7 +120,7 @@ def _filler(name: str, state: nnx.State) -> Any:
     return fill
 
 
-def _seed(streams: nnx.State, key: jax.Array) -> nnx.State:
+def seed_streams(streams: nnx.State, key: jax.Array) -> nnx.State:
     """Returns the random streams with new keys, each its own, and with counts of 0."""
     key = check_key(key)
 

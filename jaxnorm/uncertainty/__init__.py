@@ -3,10 +3,9 @@
 Samples of a network's outputs, of dropout that draws at test time or of several networks, make a prediction with its uncertainty:
 
 >>> import jax, jax.numpy as jnp, jaxnorm
->>> from jaxnorm.uncertainty import predictive
+>>> from jaxnorm.uncertainty import mc_predict, predictive
 >>> x, w = jnp.ones((2, 16)), 0.3 * jax.random.normal(jax.random.key(0), (16, 3))
->>> keys = jax.random.split(jax.random.key(1), 100)
->>> samples = jax.vmap(lambda key: jaxnorm.dropout(key, x, 0.5) @ w)(keys)
+>>> samples = mc_predict(jax.random.key(1), lambda key, x: jaxnorm.dropout(key, x, 0.5) @ w, x, 100)
 >>> found = predictive(samples)
 >>> found.probabilities.shape, bool((found.mutual_information > 0).all())
 ((2, 3), True)
@@ -22,6 +21,7 @@ from jaxnorm.uncertainty.calibration import (
     temperature_scaling,
 )
 from jaxnorm.uncertainty.ensembles import Ensemble, Moments, exact_ensemble, fast_dropout_dense, relu_moments, sigmoid_mean
+from jaxnorm.uncertainty.monte_carlo import mc_batch_norm, mc_predict
 from jaxnorm.uncertainty.predictive import ClassPrediction, RealPrediction, predictive
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
     "exact_ensemble",
     "expected_calibration_error",
     "fast_dropout_dense",
+    "mc_batch_norm",
+    "mc_predict",
     "predictive",
     "reliability",
     "relu_moments",

@@ -68,6 +68,8 @@ FLAX_LACKS = (
     "max_pool_dropout",
     "max_pool_dropout_mean",
     "maxout",
+    "mc_predict",
+    "mc_predict_late",
     "mean_only_batch_norm",
     "mixout",
     "modulate",

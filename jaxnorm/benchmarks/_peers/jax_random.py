@@ -1,4 +1,4 @@
-"""Noise as it is written by hand, with `jax.random`."""
+"""What is written by hand with jax alone: noise with `jax.random`, and loops."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.benchmarks._layer import BETA, RATE, STD, Layer
+from jaxnorm.benchmarks._monte_carlo import by_map, perceptron
 
 
 def _gaussian_dropout(_: jax.ShapeDtypeStruct) -> Layer:
@@ -43,4 +44,5 @@ LAYERS = {
     "uniform_dropout": {"jax.random": _uniform_dropout},
     "gaussian_noise": {"jax.random": _gaussian_noise},
     "zoneout": {"jax.random": _zoneout},
+    "mc_predict_late": {"jax.lax.map": perceptron(by_map, noisy=3)},
 }
