@@ -164,7 +164,8 @@ def draw_again(key: jax.Array, x: Any, amount: Any, kind: NoiseKind, sizes: Sequ
 
     def after_x(own: tuple[jax.Array, ...], x: Any, prepared: Any) -> jax.Array:
         # Numbers that go through memory are not to be drawn for all layers at once, before x is there.
-        return on_cpu(*lax.optimization_barrier((own, x)), prepared)
+        own, _ = lax.optimization_barrier((own, lax.stop_gradient(jax.tree.leaves(x)[0])))
+        return on_cpu(own, x, prepared)
 
     # A part of an array of keys would be simplified into each draw in another way, and equal draws then not be seen as such.
     own = lax.optimization_barrier(own)
@@ -221,7 +222,7 @@ def _saturating(amount: tuple[jax.Array, jax.Array, jax.Array], bits: int) -> tu
     keep, mean, var = amount
     threshold, _ = decision(keep, bits)
     share = threshold.astype(keep.dtype) / np.asarray(resolution(bits), keep.dtype)
-    realised = jnp.where((keep > 0) & (var >= 0), share, jnp.nan)
+    realised = share * jnp.sqrt(jnp.where((keep > 0) & (var >= 0), jnp.ones((), keep.dtype), -1))  # no NaN but where it is wanted
     below = SATURATION - mean
     added = (1 - realised) * below**2
     none = added == 0  # the scale's limit is then the same for every variance, 0 too

@@ -131,7 +131,8 @@ def test_nothing_but_the_key_and_the_amounts_is_kept_for_the_gradient(case: Case
     arguments, key = case.arguments(), new_key()
     _, pullback = jax.vjp(lambda x: case(key, {**arguments, "x": x})[0], arguments["x"])
     amounts = max((np.size(usual) for _, usual, _ in case.amounts.values()), default=0)
-    assert all(leaf.size <= max(2, amounts) for leaf in jax.tree.leaves(pullback))
+    keys = 2 * 4  # of a join of three branches
+    assert all(leaf.size <= max(keys, amounts) for leaf in jax.tree.leaves(pullback))
 
 
 def bits_in_memory(case: Case) -> tuple[int, int]:
@@ -143,6 +144,10 @@ def bits_in_memory(case: Case) -> tuple[int, int]:
     """
     if case.function is jaxnorm.drop_block:
         return 4 * 9, 0
+    if case.function is jaxnorm.swapout:  # a mask of each of two arrays
+        return 4, 0
+    if case.name == "shake_drop-element":  # numbers of 16 bits for the value and for the derivative
+        return 2 * 16, 2 * 16
     bits = case.options.get("bits", 16)
     if case.function not in (jaxnorm.gaussian_dropout, jaxnorm.uniform_dropout, jaxnorm.gaussian_noise):
         _, rate, _ = case.amounts.get("rate", (0, 0, 0))
@@ -202,7 +207,7 @@ def test_a_scan_over_layers_keeps_nothing_of_them(case: Case) -> None:
     x = jnp.ones((256, 2, 64, 3))
     few, many = (temporaries(partial(scanned, layers=layers), x) for layers in (6, 24))
     assert many - few < 0.1
-    assert many < 6 * 32
+    assert many < (8 if case.own_derivative else 6) * 32
 
 
 @each
