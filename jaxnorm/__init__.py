@@ -6,6 +6,7 @@ Every transformation of jax takes them but `jax.experimental.jet`, which has no 
 barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nest `jax.jvp`.
 """
 
+from jaxnorm._dropout.adaptive import concrete_dropout, init_concrete_dropout, init_standout, standout, standout_mean
 from jaxnorm._dropout.alpha import alpha_dropout
 from jaxnorm._dropout.block import cutout, drop_block
 from jaxnorm._dropout.dense import drop_connect_dense, drop_connect_moments
@@ -26,6 +27,14 @@ from jaxnorm._dropout.pooling import max_pool_dropout, max_pool_dropout_mean
 from jaxnorm._dropout.recurrent import zoneout, zoneout_mean
 from jaxnorm._dropout.shake import shake_drop, shake_drop_mean, shake_shake, shake_shake_mean
 from jaxnorm._dropout.tokens import patch_dropout, word_dropout
+from jaxnorm._dropout.variational import init_variational_dropout, variational_dropout
+from jaxnorm._dropout.variational_dense import (
+    init_sparse_variational_dense,
+    init_variational_dense,
+    sparse_variational_dense,
+    sparse_variational_dense_mean,
+    variational_dense,
+)
 from jaxnorm._dropout.weights import drop_connect, embedding_dropout, mixout
 from jaxnorm._norm.batch import (
     batch_norm,
@@ -111,6 +120,7 @@ from jaxnorm._norm.whitening import (
 )
 from jaxnorm._types import (
     AffineParams,
+    ConcreteDropoutParams,
     CovarianceStats,
     DynamicTanhParams,
     EvoNormParams,
@@ -123,8 +133,12 @@ from jaxnorm._types import (
     RunningMean,
     RunningStats,
     RunningVar,
+    SparseVariationalDenseParams,
     SpectralStats,
+    StandoutParams,
     SwitchableParams,
+    VariationalDenseParams,
+    VariationalDropoutParams,
     WeightNormParams,
 )
 
@@ -132,6 +146,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AffineParams",
+    "ConcreteDropoutParams",
     "CovarianceStats",
     "DynamicTanhParams",
     "EvoNormParams",
@@ -144,8 +159,12 @@ __all__ = [
     "RunningMean",
     "RunningStats",
     "RunningVar",
+    "SparseVariationalDenseParams",
     "SpectralStats",
+    "StandoutParams",
     "SwitchableParams",
+    "VariationalDenseParams",
+    "VariationalDropoutParams",
     "WeightNormParams",
     "adaptive_instance_norm",
     "alpha_dropout",
@@ -154,6 +173,7 @@ __all__ = [
     "batch_norm",
     "batch_renorm",
     "classic_dropout",
+    "concrete_dropout",
     "conditional_batch_norm",
     "cosine_norm",
     "cutout",
@@ -189,6 +209,7 @@ __all__ = [
     "init_batch_instance_norm",
     "init_batch_norm",
     "init_batch_renorm",
+    "init_concrete_dropout",
     "init_conditional_batch_norm",
     "init_decorrelated_batch_norm",
     "init_domain_batch_norm",
@@ -215,10 +236,14 @@ __all__ = [
     "init_noisy_linear",
     "init_rms_norm",
     "init_scale_norm",
+    "init_sparse_variational_dense",
     "init_spectral_norm",
     "init_split_batch_norm",
+    "init_standout",
     "init_switchable_norm",
     "init_tracked_instance_norm",
+    "init_variational_dense",
+    "init_variational_dropout",
     "init_virtual_batch_norm",
     "init_weight_norm",
     "init_weight_norm_from_data",
@@ -247,15 +272,21 @@ __all__ = [
     "shake_drop_mean",
     "shake_shake",
     "shake_shake_mean",
+    "sparse_variational_dense",
+    "sparse_variational_dense_mean",
     "spatial_dropout",
     "spectral_norm",
     "split_batch_norm",
+    "standout",
+    "standout_mean",
     "swapout",
     "swapout_mean",
     "switchable_norm",
     "tracked_instance_norm",
     "uniform_dropout",
     "unit_norm",
+    "variational_dense",
+    "variational_dropout",
     "virtual_batch_norm",
     "weight_norm",
     "weight_scaled",

@@ -261,6 +261,10 @@ def _gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
     return times(x, 1 + _normal(draw, x, std))
 
 
+def _learned_gaussian(draw: Draw, x: tuple[jax.Array, jax.Array], unit: jax.Array) -> jax.Array:
+    return times(x[0], 1 + x[1] * _normal(draw, x[0], unit))
+
+
 def _plus_gaussian(draw: Draw, x: jax.Array, std: jax.Array) -> jax.Array:
     return (x.astype(std.dtype) + _normal(draw, x, std)).astype(x.dtype)
 
@@ -303,6 +307,9 @@ decisions = NoiseKind(lambda keep, bits: decision(keep, bits)[0], lambda draw, _
 
 gaussian = NoiseKind(_of_standard, _gaussian)
 """x * n with n ~ N(1, std^2)."""
+
+learned_gaussian = NoiseKind(_of_standard, _learned_gaussian)
+"""x * n with n ~ N(1, std^2), of x and std, into both of which gradients flow; the amount is 1."""
 
 plus_gaussian = NoiseKind(_of_standard, _plus_gaussian)
 """x + n with n ~ N(0, std^2)."""

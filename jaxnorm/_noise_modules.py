@@ -21,6 +21,7 @@ from jaxnorm._checks import (
     check_number,
     is_concrete,
 )
+from jaxnorm._dropout.adaptive import concrete_dropout, concrete_regularizer, standout, standout_mean
 from jaxnorm._dropout.alpha import alpha_dropout
 from jaxnorm._dropout.block import cutout, drop_block
 from jaxnorm._dropout.dense import drop_connect_dense, linear
@@ -32,9 +33,23 @@ from jaxnorm._dropout.pooling import max_pool_dropout, max_pool_dropout_mean
 from jaxnorm._dropout.recurrent import zoneout, zoneout_mean
 from jaxnorm._dropout.shake import shake_drop, shake_drop_mean, shake_shake, shake_shake_mean
 from jaxnorm._dropout.tokens import patch_dropout
+from jaxnorm._dropout.variational import dropout_divergence, variational_dropout
+from jaxnorm._dropout.variational_dense import (
+    dense_divergence,
+    sparse_variational_dense,
+    sparse_variational_dense_mean,
+    variational_dense,
+)
 from jaxnorm._dropout.weights import drop_connect, embedding_dropout
 from jaxnorm._modules import DrawKey, output_dtype
-from jaxnorm._types import NoisyLinearParams
+from jaxnorm._types import (
+    ConcreteDropoutParams,
+    NoisyLinearParams,
+    SparseVariationalDenseParams,
+    StandoutParams,
+    VariationalDenseParams,
+    VariationalDropoutParams,
+)
 
 
 def _check_noise_bits(bits: int, _: Scalar) -> None:
@@ -185,18 +200,98 @@ def apply_drop_connect_dense(
     )
 
 
-def _one_of(noisy: Callable[[], jax.Array], noiseless: Callable[[], jax.Array], deterministic: bool | jax.Array) -> jax.Array:
+def apply_variational_dropout(
+    params: VariationalDropoutParams, inputs: jax.Array, module: Any, *, deterministic: bool | jax.Array, draw_key: DrawKey
+) -> tuple[jax.Array, jax.Array]:
+    """Returns y of variational dropout, without noise where `deterministic`, and the KL."""
+    inputs = check_float("inputs", inputs)
+    return _one_of(
+        lambda: variational_dropout(draw_key(), params, inputs, divergence=module.divergence, bits=module.bits),
+        lambda: (inputs, dropout_divergence(params, inputs, module.divergence)),
+        check_flag("deterministic", deterministic),
+    )
+
+
+def apply_variational_dense(
+    params: VariationalDenseParams, x: jax.Array, module: Any, *, deterministic: bool | jax.Array, draw_key: DrawKey
+) -> tuple[jax.Array, jax.Array]:
+    """Returns y of a dense layer with learned noise, without it where `deterministic`, and the KL."""
+    dtype = output_dtype(module.dtype, x, params.kernel, params.bias)
+    kind, bits = module.divergence, module.bits
+    return _one_of(
+        lambda: variational_dense(draw_key(), params, x, divergence=kind, bits=bits, dtype=dtype),
+        lambda: (linear(params.kernel, params.bias, x, dtype=dtype), dense_divergence(params, kind)),
+        check_flag("deterministic", deterministic),
+    )
+
+
+def apply_sparse_variational_dense(
+    params: SparseVariationalDenseParams, x: jax.Array, module: Any, *, deterministic: bool | jax.Array, draw_key: DrawKey
+) -> tuple[jax.Array, jax.Array]:
+    """Returns y of a dense layer that prunes itself, pruned and without noise where `deterministic`, and the KL."""
+    dtype = output_dtype(module.dtype, x, params.kernel, params.bias)
+    kind, bits = module.divergence, module.bits
+
+    def mean() -> tuple[jax.Array, jax.Array]:
+        y = sparse_variational_dense_mean(params, x, threshold=module.threshold, dtype=dtype)
+        return y, dense_divergence(params, kind)
+
+    return _one_of(
+        lambda: sparse_variational_dense(draw_key(), params, x, divergence=kind, bits=bits, dtype=dtype),
+        mean,
+        check_flag("deterministic", deterministic),
+    )
+
+
+def apply_concrete_dropout(
+    params: ConcreteDropoutParams,
+    inputs: jax.Array,
+    kernel: Any,
+    module: Any,
+    *,
+    deterministic: bool | jax.Array,
+    draw_key: DrawKey,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns y of concrete dropout, without noise where `deterministic`, and the regularizer."""
+    inputs = check_float("inputs", inputs)
+    return _one_of(
+        lambda: _with_fields(concrete_dropout, module, draw_key(), params, inputs, kernel=kernel),
+        lambda: (inputs, concrete_regularizer(params, inputs, module.broadcast_dims, kernel, module.length_scale)),
+        check_flag("deterministic", deterministic),
+    )
+
+
+def apply_standout(
+    params: StandoutParams,
+    preactivation: jax.Array,
+    x: jax.Array,
+    module: Any,
+    *,
+    deterministic: bool | jax.Array,
+    draw_key: DrawKey,
+) -> jax.Array:
+    """Returns what is kept of x, or its expectation where `deterministic`."""
+    return _one_of(
+        lambda: standout(draw_key(), params, preactivation, x, bits=module.bits),
+        lambda: standout_mean(params, preactivation, x),
+        check_flag("deterministic", deterministic),
+    )
+
+
+def _one_of(noisy: Callable[[], Any], noiseless: Callable[[], Any], deterministic: bool | jax.Array) -> Any:
     """Returns what is noisy, or what is without noise where `deterministic`; where that is known the other is not made."""
     if deterministic is True:
         return noiseless()
     y = noisy()
-    return y if deterministic is False else jnp.where(deterministic, noiseless(), y)
+    if deterministic is False:
+        return y
+    return jax.tree.map(lambda a, b: jnp.where(deterministic, a, b), noiseless(), y)
 
 
-def _with_fields(function: Callable[..., jax.Array], module: Any, *given: Any) -> jax.Array:
+def _with_fields(function: Callable[..., Any], module: Any, *given: Any, **named: Any) -> Any:
     """Calls a function with what is given, and its other arguments that the module has as attributes of the same name."""
     names = list(inspect.signature(function).parameters)[len(given) :]
-    return function(*given, **{name: getattr(module, name) for name in names if hasattr(module, name)})
+    return function(*given, **named, **{name: getattr(module, name) for name in names if hasattr(module, name)})
 
 
 def _is_known(amount: Scalar, number: int) -> bool:

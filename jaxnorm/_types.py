@@ -74,6 +74,41 @@ class NoisyLinearParams(NamedTuple):
     bias_std: jax.Array | None
 
 
+class VariationalDropoutParams(NamedTuple):
+    """Logarithm of the variance alpha of the noise, `[C]`, or `[]` for one of all features."""
+
+    log_alpha: jax.Array
+
+
+class VariationalDenseParams(NamedTuple):
+    """Means of a kernel, `[C, F]`, a bias, `[F]` or None, and the logarithm of alpha, `[C, F]` (1 where shared) or `[]`."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
+    log_alpha: jax.Array
+
+
+class SparseVariationalDenseParams(NamedTuple):
+    """Means of a kernel, `[C, F]`, a bias, `[F]` or None, and the logarithm of the weights' variances, `[C, F]`."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
+    log_var: jax.Array
+
+
+class ConcreteDropoutParams(NamedTuple):
+    """Logit of the rate, `log(rate / (1 - rate))`, `[]`."""
+
+    logit: jax.Array
+
+
+class StandoutParams(NamedTuple):
+    """Factor and offset of the preactivation, `[]` each, in the logit of the probability to keep."""
+
+    alpha: jax.Array
+    beta: jax.Array
+
+
 class RunningStats(NamedTuple):
     """Running mean and variance of a normalization layer, `[C]` each, in float32 or wider."""
 
@@ -131,12 +166,17 @@ class SpectralStats(NamedTuple):
 
 _PARAMS = (
     AffineParams,
+    ConcreteDropoutParams,
     DynamicTanhParams,
     EvoNormParams,
     FilterResponseParams,
     GatedParams,
     NoisyLinearParams,
+    SparseVariationalDenseParams,
+    StandoutParams,
     SwitchableParams,
+    VariationalDenseParams,
+    VariationalDropoutParams,
     WeightNormParams,
 )
 _STATES = (CovarianceStats, LpStats, Moments, RenormStats, RunningMean, RunningStats, RunningVar, SpectralStats)

@@ -321,6 +321,35 @@ def _noisy_linear(dtype: Any) -> Arguments:
     return {**arguments, "params": jaxnorm.NoisyLinearParams(kernel, bias, 0.3 * kernel, 1 - bias)}
 
 
+def _variational_dropout(dtype: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return {"x": data(dtype=dtype), "params": jaxnorm.VariationalDropoutParams(jnp.asarray([-3.0, 0.4, -1.2], wide))}
+
+
+def _variational_dense(dtype: Any) -> Arguments:
+    arguments = _dense(dtype)
+    kernel, bias = arguments.pop("kernel"), arguments.pop("bias")
+    return {**arguments, "params": jaxnorm.VariationalDenseParams(kernel, bias, bias[:, None] / 3 - 1)}
+
+
+def _sparse_variational_dense(dtype: Any) -> Arguments:
+    arguments = _dense(dtype)
+    kernel, bias = arguments.pop("kernel"), arguments.pop("bias")
+    log_var = jnp.asarray([[0.2, -2, -1], [1, -3, 3], [-2, 6, 0]], kernel.dtype)
+    return {**arguments, "params": jaxnorm.SparseVariationalDenseParams(kernel, bias, log_var)}
+
+
+def _concrete_dropout(dtype: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    return {"x": data(dtype=dtype), "params": jaxnorm.ConcreteDropoutParams(jnp.asarray(-0.8, wide))}
+
+
+def _standout(dtype: Any) -> Arguments:
+    wide = jnp.float64 if jnp.finfo(dtype).bits > 32 else jnp.float32
+    params = jaxnorm.StandoutParams(jnp.asarray(0.7, wide), jnp.asarray(-0.4, wide))
+    return {"x": data(dtype=dtype), "preactivation": data(dtype=dtype, seed=4), "params": params}
+
+
 _EPSILON = {"epsilon": (1e-6, 1e-3, 10.0)}
 _TINY_EPSILON = {"epsilon": (0.0, 1e-12, 1e-10)}
 _SCALE_OFFSET = {"scale_offset": (0.0, 1.0, 2.0), **_EPSILON}
@@ -1050,5 +1079,43 @@ CASES = (
         drops_to_zero=False,
     ),
     Case("noisy_linear_mean", _noisy_linear, jaxnorm.noisy_linear_mean, {}),
+    Case("variational_dropout", _variational_dropout, jaxnorm.variational_dropout, {}, keeps=True, drops_to_zero=False),
+    Case("variational_dense", _variational_dense, jaxnorm.variational_dense, {}, temporaries=7, keeps=True, drops_to_zero=False),
+    Case(
+        "sparse_variational_dense",
+        _sparse_variational_dense,
+        jaxnorm.sparse_variational_dense,
+        {},
+        {"bits": 32},
+        temporaries=6,
+        keeps=True,
+        drops_to_zero=False,
+    ),
+    Case(
+        "sparse_variational_dense_mean",
+        _sparse_variational_dense,
+        jaxnorm.sparse_variational_dense_mean,
+        {"threshold": (-20.0, 0.5, 20.0)},
+    ),
+    Case(
+        "concrete_dropout",
+        _concrete_dropout,
+        jaxnorm.concrete_dropout,
+        {"temperature": (0.2, 0.5, 2.0)},
+        temporaries=4,
+        keeps=True,
+        drops_to_zero=False,
+    ),
+    Case(
+        "concrete_dropout-shared",
+        _concrete_dropout,
+        jaxnorm.concrete_dropout,
+        {"temperature": (0.2, 0.5, 2.0)},
+        {"broadcast_dims": (1, 2), "bits": 32},
+        keeps=True,
+        drops_to_zero=False,
+    ),
+    Case("standout", _standout, jaxnorm.standout, {}, batched=("x", "preactivation"), keeps=True),
+    Case("standout_mean", _standout, jaxnorm.standout_mean, {}, batched=("x", "preactivation")),
     Case("maxout", _x, jaxnorm.maxout, {}, {"pieces": 3}, resized=(3,)),
 )

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erfcinv
+from scipy import stats
+from scipy.special import digamma, erfcinv
 
 Array = NDArray
 
@@ -930,6 +931,28 @@ def gaussian_noise(key: ArrayLike, shape: Sequence[int], rate: float, bits: int 
 def uniform_noise(key: ArrayLike, shape: Sequence[int], beta: float, bits: int = 16) -> Array:
     """U(1 - beta, 1 + beta)."""
     return 1 - beta + 2 * beta * uniform_numbers(key, shape, bits)
+
+
+def logistic_noise(key: ArrayLike, shape: Sequence[int], bits: int = 16) -> Array:
+    """The logit of a uniform number, in the middle of one of 2^16 or 2^23 intervals (of 16 bits next to it)."""
+    words = random_words(key, shape) if bits == 32 else random_integers(key, shape, 16).astype(np.uint32) << 16 | 2**15
+    u = (words >> 8 | 1) / 2.0**24
+    return np.log(u / (1 - u))
+
+
+def concrete_mask(noise: ArrayLike, rate: ArrayLike, temperature: float) -> Array:
+    """The authors' z, which is near 1 where they drop."""
+    rate = np.asarray(rate)
+    return 1 / (1 + np.exp(-(np.log(rate) - np.log(1 - rate) + np.asarray(noise)) / temperature))
+
+
+def log_uniform_divergence(alpha: ArrayLike) -> Array:
+    """The KL of N(1, alpha) from the log-uniform prior, by the series of E[log |e|] over a Poisson distribution."""
+    alpha = np.asarray(alpha, np.float64)
+    mean = 1 / (2 * alpha[..., None])
+    k = np.arange(int(mean.max() + 40 * np.sqrt(mean.max()) + 60))
+    log_of_noise = (np.log(2 * alpha) + np.sum(stats.poisson.pmf(k, mean) * digamma(k + 0.5), -1)) / 2
+    return (np.euler_gamma + np.log(2)) / 2 - np.log(alpha) / 2 + log_of_noise
 
 
 def block_probability(rate: ArrayLike, sizes: Sequence[int], blocks: Sequence[int]) -> Array:

@@ -25,7 +25,7 @@ WITH_STATE = tuple(case for case in WHOLE if case.is_stateful)
 RANDOM = tuple(case for case in WHOLE if case.is_random and not case.is_stateful)
 SYNCED = tuple(case for case in WHOLE if case.is_synced)
 DIFFERENTIABLE = ("params", "state", "kernel", "x", "residual", "style", "scale", "bias", "gain", "reference")
-DIFFERENTIABLE += ("h_prev", "branch", "second", "target")
+DIFFERENTIABLE += ("h_prev", "branch", "second", "target", "preactivation")
 
 
 def rows(cases: tuple[Case, ...], *marks: pytest.MarkDecorator) -> pytest.MarkDecorator:

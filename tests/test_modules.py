@@ -60,7 +60,8 @@ def test_packages_export_their_classes(package, base):
     regions = ["Cutout", "DropBlock", "MaxPoolDropout", "PatchDropout"]
     joins = ["FractalJoin", "ShakeDrop", "ShakeShake", "Swapout"]
     dropped = ["DropConnect", "DropConnectDense", "EmbeddingDropout", "Maxout", "NoisyLinear"]
-    noises = [*NOISES, *patterns, *regions, *joins, *dropped]
+    learned = ["ConcreteDropout", "SparseVariationalDense", "Standout", "VariationalDense", "VariationalDropout"]
+    noises = [*NOISES, *learned, *patterns, *regions, *joins, *dropped]
     others = ["CosineNorm", "DynamicTanh", "LayerScale", "ScaleNorm", "UnitNorm"]
     assert sorted(package.__all__) == sorted(
         [*batch, *kinds, *between, *deviations, *evonorm, *sample, *response, *weights, *others, *noises]

@@ -249,6 +249,34 @@ def _noisy_linear(x: jax.ShapeDtypeStruct) -> Layer:
     return Layer(lambda key, params, state, x: (jaxnorm.noisy_linear(key, params, x), state), params)
 
 
+def _learned(function: Callable[..., Any], params: Callable[[int], Any]) -> Mapping[str, Builder]:
+    """The builder of noise whose amount is learned, of params for so many features; the regularizer is left out."""
+
+    def build(x: jax.ShapeDtypeStruct) -> Layer:
+        def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            return function(key, params, x)[0], state
+
+        return Layer(apply, params(x.shape[-1]))
+
+    return {"jaxnorm": build}
+
+
+def _of_kernel(init: Callable[..., Any]) -> Callable[[int], Any]:
+    return lambda features: init(jax.random.key(1), features, features)
+
+
+def _standout(x: jax.ShapeDtypeStruct) -> Layer:
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        return jaxnorm.standout(key, params, x, x), state
+
+    return Layer(apply, jaxnorm.init_standout())
+
+
+def _pruned(x: jax.ShapeDtypeStruct) -> Layer:
+    params = _of_kernel(jaxnorm.init_sparse_variational_dense)(x.shape[-1])
+    return Layer(lambda key, params, state, x: (jaxnorm.sparse_variational_dense_mean(params, x), state), params)
+
+
 def _virtual(x: jax.ShapeDtypeStruct) -> Layer:
     reference = jaxnorm.reference_moments(jax.random.normal(jax.random.key(1), (2, *x.shape[1:])))
     params = jaxnorm.init_virtual_batch_norm(x.shape[-1])
@@ -415,6 +443,17 @@ ROWS = (
     Row("mixout", "Mixout", _TRAINING, {"jaxnorm": _join(jaxnorm.mixout, RATE)}, _KERNELS, passes=6, quick=False),
     Row("drop_connect_dense", "DropConnect of each example", _TRAINING, {"jaxnorm": _drop_connect_dense}, _EXAMPLES, quick=False),
     Row("noisy_linear", "Noisy linear layer", _TRAINING, {"jaxnorm": _noisy_linear}, _VECTORS, quick=False),
+    Row("variational_dropout", "Variational dropout", _TRAINING,
+        _learned(jaxnorm.variational_dropout, jaxnorm.init_variational_dropout), _ARRAYS, passes=5, quick=False),
+    Row("variational_dense", "Variational dense layer", _TRAINING,
+        _learned(jaxnorm.variational_dense, _of_kernel(jaxnorm.init_variational_dense)), _VECTORS, quick=False),
+    Row("sparse_variational_dense", "Sparse variational dense layer", _TRAINING,
+        _learned(jaxnorm.sparse_variational_dense, _of_kernel(jaxnorm.init_sparse_variational_dense)), _VECTORS, quick=False),
+    Row("sparse_variational_dense_mean", "Sparse variational dense layer", _INFERENCE, {"jaxnorm": _pruned}, _VECTORS,
+        quick=False),
+    Row("concrete_dropout", "Concrete dropout", _TRAINING,
+        _learned(jaxnorm.concrete_dropout, lambda _: jaxnorm.init_concrete_dropout()), _ARRAYS, passes=5, quick=False),
+    Row("standout", "Standout", _TRAINING, {"jaxnorm": _standout}, _ARRAYS, passes=6, quick=False),
     Row("maxout", "Maxout of two", _TRAINING, {"jaxnorm": _without_parameters(jaxnorm.maxout, pieces=2)}, _MAPS, passes=4,
         quick=False),
     Row("batch_norm", "Batch norm", _TRAINING, _NORM, _IMAGES, passes=8, headline=True),

@@ -23,7 +23,7 @@ def init_networks(keys: jax.Array, params: Any, stats: Any, optimizer: optax.Gra
 
 
 def make_epoch(
-    apply: Apply, optimizer: optax.GradientTransformation, data: Batch, *, batch_size: int
+    apply: Apply, optimizer: optax.GradientTransformation, data: Batch, *, batch_size: int, **options: Any
 ) -> Callable[[TrainState, int], tuple[TrainState, jax.Array]]:
     """Returns a function `run_epoch(networks, epoch) -> (networks, mean loss)` that trains several networks together.
 
@@ -36,9 +36,10 @@ def make_epoch(
       optimizer: any Optax optimizer.
       data: `(x, labels)`, the training set.
       batch_size: number of examples a step.
+      **options: of the step: a loss, and schedules.
     """
     x, labels = data
-    train_step = make_train_step(apply, optimizer)
+    train_step = make_train_step(apply, optimizer, **options)
 
     @jax.jit
     @jax.vmap

@@ -1,5 +1,6 @@
 """Norms and dropout as `flax.linen` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
+from jaxnorm.linen.adaptive import ConcreteDropout, Standout
 from jaxnorm.linen.alpha_dropout import AlphaDropout
 from jaxnorm.linen.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.linen.batch_norm import BatchNorm
@@ -46,6 +47,7 @@ from jaxnorm.linen.split_batch_norm import SplitBatchNorm
 from jaxnorm.linen.switchable_norm import SwitchableNorm
 from jaxnorm.linen.tracked_instance_norm import TrackedInstanceNorm
 from jaxnorm.linen.unit_norm import UnitNorm
+from jaxnorm.linen.variational import SparseVariationalDense, VariationalDense, VariationalDropout
 from jaxnorm.linen.virtual_batch_norm import VirtualBatchNorm
 from jaxnorm.linen.weight_norm import WeightNorm
 from jaxnorm.linen.zoneout import Zoneout
@@ -55,6 +57,7 @@ __all__ = [
     "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
+    "ConcreteDropout",
     "ConditionalBatchNorm",
     "CosineNorm",
     "Cutout",
@@ -100,14 +103,18 @@ __all__ = [
     "ScaleNorm",
     "ShakeDrop",
     "ShakeShake",
+    "SparseVariationalDense",
     "SpatialDropout",
     "SpectralNorm",
     "SplitBatchNorm",
+    "Standout",
     "Swapout",
     "SwitchableNorm",
     "TrackedInstanceNorm",
     "UniformDropout",
     "UnitNorm",
+    "VariationalDense",
+    "VariationalDropout",
     "VirtualBatchNorm",
     "WeightNorm",
     "Zoneout",

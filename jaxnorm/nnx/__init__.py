@@ -1,5 +1,6 @@
 """Norms and dropout as `flax.nnx` modules: drop-in for Flax's own, and the layers that Flax lacks."""
 
+from jaxnorm.nnx.adaptive import ConcreteDropout, Standout
 from jaxnorm.nnx.alpha_dropout import AlphaDropout
 from jaxnorm.nnx.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.nnx.batch_norm import BatchNorm
@@ -46,6 +47,7 @@ from jaxnorm.nnx.split_batch_norm import SplitBatchNorm
 from jaxnorm.nnx.switchable_norm import SwitchableNorm
 from jaxnorm.nnx.tracked_instance_norm import TrackedInstanceNorm
 from jaxnorm.nnx.unit_norm import UnitNorm
+from jaxnorm.nnx.variational import SparseVariationalDense, VariationalDense, VariationalDropout
 from jaxnorm.nnx.virtual_batch_norm import VirtualBatchNorm
 from jaxnorm.nnx.weight_norm import WeightNorm
 from jaxnorm.nnx.zoneout import Zoneout
@@ -55,6 +57,7 @@ __all__ = [
     "BatchInstanceNorm",
     "BatchNorm",
     "BatchRenorm",
+    "ConcreteDropout",
     "ConditionalBatchNorm",
     "CosineNorm",
     "Cutout",
@@ -100,14 +103,18 @@ __all__ = [
     "ScaleNorm",
     "ShakeDrop",
     "ShakeShake",
+    "SparseVariationalDense",
     "SpatialDropout",
     "SpectralNorm",
     "SplitBatchNorm",
+    "Standout",
     "Swapout",
     "SwitchableNorm",
     "TrackedInstanceNorm",
     "UniformDropout",
     "UnitNorm",
+    "VariationalDense",
+    "VariationalDropout",
     "VirtualBatchNorm",
     "WeightNorm",
     "Zoneout",
