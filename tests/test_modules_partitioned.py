@@ -50,7 +50,8 @@ def initialized(name: str) -> list[str]:
     return [field.name.removesuffix("_init") for field in fields if field.name.endswith("_init") and callable(field.default)]
 
 
-NAMES = [name for name in jaxnorm.linen.__all__ if initialized(name)]
+NOISY = {"DropConnectDense": {"rate": 0.3}, "SparseVariationalDense": {}, "VariationalDense": {}}
+NAMES = [name for name in jaxnorm.linen.__all__ if name[0].isupper() and initialized(name) and name not in NOISY]
 each_module = pytest.mark.parametrize("name", NAMES)
 each_kind = pytest.mark.parametrize("name", ["BatchNorm", "LayerNorm"])
 each_division = pytest.mark.parametrize(("axis_type", "spec"), DIVIDED, ids=["auto", "explicit", "explicit-batch"])
@@ -58,7 +59,7 @@ each_division = pytest.mark.parametrize(("axis_type", "spec"), DIVIDED, ids=["au
 
 def names_of(name: str, part: str) -> tuple[str | None, ...]:
     """The names of the axes of a parameter."""
-    rows = part == "kernel" or name in ("ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm")
+    rows = part.startswith("kernel") or name in ("ConditionalBatchNorm", "DomainBatchNorm", "SplitBatchNorm")
     return (None, "model") if rows else ("model",)
 
 
@@ -245,6 +246,46 @@ def test_scan_of_linen_stacks_parameters_with_their_metadata(name: str, wrap: Ca
         wanted, _ = layer.apply(own, wanted, mutable=["batch_stats"])
     close(got[0], wanted, atol=3e-6)
     close(got, run(flax.linen.unbox(boxed), X), atol=3e-6)
+
+
+each_noisy = pytest.mark.parametrize("name", NOISY)
+along_batch = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+
+
+@pytest.mark.slow
+@along_batch
+@each_noisy
+def test_partitioned_dense_layers_with_noise_of_linen(name: str, axis_type: AxisType) -> None:
+    def made(initializer: Callable[[str], Any]) -> Any:
+        given = {f"{part}_init": initializer(part) for part in ("kernel", "bias")}
+        return getattr(jaxnorm.linen, name)(features=SIZE, deterministic=True, **NOISY[name], **given)
+
+    module = made(lambda part: flax.linen.with_partitioning(NORMAL, names_of(name, part)))
+    boxed, plain = module.init(jax.random.key(0), X), made(lambda _: NORMAL).init(jax.random.key(0), X)
+    close(flax.linen.unbox(boxed), plain)
+    specs = flax.linen.get_partition_spec(boxed)
+    check_specs(name, specs)
+    mesh = make_mesh(axis_type)
+    with jax.set_mesh(mesh):
+        y = jax.jit(module.apply)(placed(mesh, boxed, specs), placed(mesh, X, P("data")))
+    close(y, module.apply(plain, X), atol=3e-6)
+
+
+@pytest.mark.slow
+@along_batch
+@each_noisy
+def test_partitioned_dense_layers_with_noise_of_nnx(name: str, axis_type: AxisType) -> None:
+    def made(initializer: Callable[[str], Any]) -> Any:
+        given = {f"{part}_init": initializer(part) for part in ("kernel", "bias")}
+        rngs = flax.nnx.Rngs(params=0, dropout=1)
+        return getattr(jaxnorm.nnx, name)(SIZE, SIZE, *NOISY[name].values(), deterministic=True, **given, rngs=rngs)
+
+    wanted, mesh = made(lambda _: NORMAL)(X), make_mesh(axis_type)
+    with jax.set_mesh(mesh):
+        layer = made(lambda part: flax.nnx.with_partitioning(NORMAL, names_of(name, part)))
+        check_specs(name, specs_of(layer))
+        y = flax.nnx.jit(lambda layer, x: layer(x))(layer, placed(mesh, X, P("data")))
+    close(y, wanted, atol=3e-6)
 
 
 # nnx

@@ -3,6 +3,7 @@
 Each gives y and the KL, as its function does: `loss = mean(nll) + (sum of the KLs) / N`, with N examples in the training set.
 """
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
@@ -11,10 +12,12 @@ from flax import nnx
 
 from jaxnorm._dropout.divergence import Divergence
 from jaxnorm._dropout.variational import init_variational_dropout
-from jaxnorm._dropout.variational_dense import init_sparse_variational_dense, init_variational_dense
+from jaxnorm._dropout.variational_dense import sparse_variational_dense_start, variational_dense_start
 from jaxnorm._noise_modules import apply_sparse_variational_dense, apply_variational_dense, apply_variational_dropout
 from jaxnorm._types import SparseVariationalDenseParams, VariationalDenseParams, VariationalDropoutParams
 from jaxnorm.nnx._noise_layer import Keys, NoiseModule, NoiseOptions
+
+_LECUN_NORMAL = nnx.initializers.lecun_normal()
 
 
 class VariationalDropout(NoiseModule):
@@ -95,6 +98,8 @@ class VariationalDense(NoiseModule):
       divergence: how the KL is computed: "fit", "exact" or "cubic".
       dtype: type of the output, which alone is rounded to it; None infers it from x, kernel and bias.
       param_dtype: type of the parameters.
+      kernel_init: initializer of the kernel.
+      bias_init: initializer of the bias.
       deterministic: whether to leave the noise out; set by `train()` and `eval()`.
       rng_collection: name of the stream of keys.
       rngs: the streams, of which `params` gives the key of the parameters, and that of the noise is forked.
@@ -124,6 +129,8 @@ class VariationalDense(NoiseModule):
         divergence: Divergence = "fit",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        kernel_init: Callable[..., Any] = _LECUN_NORMAL,
+        bias_init: Callable[..., Any] = nnx.initializers.zeros,
         deterministic: bool | jax.Array | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
@@ -131,11 +138,9 @@ class VariationalDense(NoiseModule):
     ):
         """Makes the parameters and forks the stream of keys; the arguments are those of the class."""
         super().__init__(deterministic=deterministic, rng_collection=rng_collection, rngs=rngs, bits=bits)
-        made = init_variational_dense(
-            rngs.params(), in_features, out_features, rate=rate, shared=shared, use_bias=use_bias, param_dtype=param_dtype
-        )
-        self.kernel, self.log_alpha = nnx.Param(made.kernel), nnx.Param(made.log_alpha)
-        self.bias = nnx.data(None if made.bias is None else nnx.Param(made.bias))
+        start = variational_dense_start(in_features, out_features, rate=rate, shared=shared)
+        made = _parameters(start, kernel_init, bias_init if use_bias else None, param_dtype, rngs)
+        self.kernel, self.bias, self.log_alpha = made["kernel"], made["bias"], made["log_alpha"]
         self.divergence = divergence
         self.dtype = dtype
 
@@ -175,6 +180,8 @@ class SparseVariationalDense(NoiseModule):
       divergence: how the KL is computed: "fit", "exact" or "cubic".
       dtype: type of the output, which alone is rounded to it; None infers it from x, kernel and bias.
       param_dtype: type of the parameters.
+      kernel_init: initializer of the kernel.
+      bias_init: initializer of the bias.
       deterministic: whether to prune and leave the noise out; set by `train()` and `eval()`.
       rng_collection: name of the stream of keys.
       rngs: the streams, of which `params` gives the key of the parameters, and that of the noise is forked.
@@ -204,6 +211,8 @@ class SparseVariationalDense(NoiseModule):
         divergence: Divergence = "fit",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        kernel_init: Callable[..., Any] = _LECUN_NORMAL,
+        bias_init: Callable[..., Any] = nnx.initializers.zeros,
         deterministic: bool | jax.Array | None = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
@@ -211,11 +220,9 @@ class SparseVariationalDense(NoiseModule):
     ):
         """Makes the parameters and forks the stream of keys; the arguments are those of the class."""
         super().__init__(deterministic=deterministic, rng_collection=rng_collection, rngs=rngs, bits=bits)
-        made = init_sparse_variational_dense(
-            rngs.params(), in_features, out_features, log_var=log_var_init, use_bias=use_bias, param_dtype=param_dtype
-        )
-        self.kernel, self.log_var = nnx.Param(made.kernel), nnx.Param(made.log_var)
-        self.bias = nnx.data(None if made.bias is None else nnx.Param(made.bias))
+        start = sparse_variational_dense_start(in_features, out_features, log_var=log_var_init)
+        made = _parameters(start, kernel_init, bias_init if use_bias else None, param_dtype, rngs)
+        self.kernel, self.bias, self.log_var = made["kernel"], made["bias"], made["log_var"]
         self.threshold = threshold
         self.divergence = divergence
         self.dtype = dtype
@@ -240,3 +247,17 @@ class SparseVariationalDense(NoiseModule):
         bias = None if self.bias is None else self.bias[...]
         params = SparseVariationalDenseParams(self.kernel[...], bias, self.log_var[...])
         return apply_sparse_variational_dense(params, x, self, **self.drawing(deterministic, rngs))
+
+
+def _parameters(
+    start: Any, kernel_init: Callable[..., Any], bias_init: Callable[..., Any] | None, param_dtype: Any, rngs: nnx.Rngs
+) -> dict[str, Any]:
+    """Returns the parameters of a dense layer by name, made as `start` says or by an initializer; no bias without one."""
+    own = {"kernel": kernel_init, "bias": bias_init}
+
+    def made(name: str) -> Any:
+        initializer, shape = start[name]
+        initializer = own.get(name, initializer)
+        return nnx.data(None if initializer is None else nnx.Param(initializer(rngs.params(), shape, param_dtype)))
+
+    return {name: made(name) for name in start}
