@@ -8,6 +8,7 @@ barriers (nor for `jax.nn.relu`). For derivatives of high order along a line nes
 
 from jaxnorm._dropout.adaptive import concrete_dropout, init_concrete_dropout, init_standout, standout, standout_mean
 from jaxnorm._dropout.alpha import alpha_dropout
+from jaxnorm._dropout.attention import drop_key
 from jaxnorm._dropout.block import cutout, drop_block
 from jaxnorm._dropout.dense import drop_connect_dense, drop_connect_moments
 from jaxnorm._dropout.elementwise import (
@@ -183,6 +184,7 @@ __all__ = [
     "drop_connect",
     "drop_connect_dense",
     "drop_connect_moments",
+    "drop_key",
     "drop_path",
     "dropout",
     "dropout_mask",

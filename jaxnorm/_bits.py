@@ -14,6 +14,7 @@ once for neighbors of one block (GPUs do; the comments say what that takes). `ja
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,20 @@ from jax.sharding import NamedSharding, reshard
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+
+
+class Part(NamedTuple):
+    """Which part of a larger array is drawn: consecutive elements along one axis, which is not the last.
+
+    Attributes:
+      axis: the axis.
+      start: the index along it at which the part begins, which may be traced.
+      whole: the size of the whole array along it.
+    """
+
+    axis: int
+    start: jax.Array | int
+    whole: int
 
 
 def resolution(bits: int) -> int:
@@ -38,40 +53,44 @@ def random_integers(
     *,
     show_blocks: bool = True,
     read: Callable[[jax.Array], jax.Array] = lambda integers: integers,
+    part: Part | None = None,
 ) -> jax.Array:
     """Returns for every element of `shape` a uniform integer in `[0, resolution(bits))`, as uint32.
 
     `show_blocks` writes it so that a compiler can see which neighbors share a block, and hash once for them. One that would not
     is better without: it may spread the blocks over devices otherwise than the elements. `read` is what is made of each integer:
-    it is made beside the hash, since a compiler that sees a number used twice elsewhere would store it instead.
+    it is made beside the hash, since a compiler that sees a number used twice elsewhere would store it instead. Of a `part`,
+    whose shape this then is, they are the integers of its elements in the whole array; 32 bits then take a key of threefry.
     """
     if bits == 32:
-        return read(random_words(key, shape, sharding) >> 9)
+        return read(random_words(key, shape, sharding, part) >> 9)
     lanes = 64 // bits
     shift = lanes.bit_length() - 1
     size = math.prod(shape)
     # An axis of lanes shows that neighbors have the same counter; the axes that shape has do not.
     if not show_blocks:
         cut = shape
-    elif is_known(shape):
+    elif is_known(shape) and part is None:
         cut = (size // lanes, lanes) if size % lanes == 0 else shape
     else:
         cut = (*shape[:-1], shape[-1] // lanes, lanes) if shape[-1] % lanes == 0 else shape
-    words = threefry2x32(threefry_data(key), *element_index(cut, shift=shift))
-    _, index = element_index(cut)
+    words = threefry2x32(threefry_data(key), *element_index(cut, shift=shift, part=part))
+    _, index = element_index(cut, part=part)
     word = choose_word(words, index >> (shift - 1) & 1)
     numbers = read(word >> (index & (lanes // 2 - 1)) * bits & (2**bits - 1)).reshape(shape)
     return numbers if sharding is None else reshard(numbers, sharding)
 
 
-def random_words(key: jax.Array, shape: Sequence[int], sharding: NamedSharding | None = None) -> jax.Array:
+def random_words(
+    key: jax.Array, shape: Sequence[int], sharding: NamedSharding | None = None, part: Part | None = None
+) -> jax.Array:
     """Returns one uniform `uint32` for each element of `shape`, equal to `jax.random.bits(key, shape, uint32)`.
 
     Keys of other generators than `threefry2x32` are drawn from by `jax.random.bits` itself.
     """
     if not is_threefry(key):
         return jax.random.bits(key, shape, jnp.uint32, out_sharding=sharding)
-    first, second = threefry2x32(jax.random.key_data(key), *element_index(shape, sharding))
+    first, second = threefry2x32(jax.random.key_data(key), *element_index(shape, sharding, part=part))
     return first ^ second
 
 
@@ -91,11 +110,13 @@ def choose_word(words: tuple[jax.Array, jax.Array], which: jax.Array) -> jax.Arr
     return second ^ ((first ^ second) & (which - np.uint32(1)))
 
 
-def element_index(shape: Sequence[int], sharding: NamedSharding | None = None, *, shift: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Returns the upper and the lower 32 bits of every element's row-major index, shifted right."""
+def element_index(
+    shape: Sequence[int], sharding: NamedSharding | None = None, *, shift: int = 0, part: Part | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the upper and the lower 32 bits of every element's row-major index, shifted right; of a part, in the whole."""
     size = math.prod(shape)
-    if not is_known(shape):
-        upper, lower = _index_of_any_size(shape)
+    if part is not None or not is_known(shape):
+        upper, lower = _index_by_axes(shape, part)
         if shift:
             upper, lower = upper >> shift, lower >> shift | upper << (32 - shift)
     elif size <= 2**32:
@@ -115,20 +136,24 @@ def is_known(shape: Sequence[int]) -> bool:
     return all(isinstance(n, int) for n in shape)
 
 
-def _index_of_any_size(shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """Returns the upper and the lower 32 bits of every element's row-major index, where the sizes are not known yet.
+def _index_by_axes(shape: Sequence[int], part: Part | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the upper and the lower 32 bits of every element's row-major index, of a part or where sizes are not known yet.
 
     Axis by axis, in words of 32 bits and not by one long axis: expressions of sizes are computed in 31 bits, which hold every
     axis but not their product. The upper words are shown to be 0 where they are, so that a compiler, which knows the sizes,
     computes none.
     """
-    sizes = [jnp.asarray(n, jnp.uint32) for n in shape]
+    whole = [part.whole if part is not None and axis == part.axis else n for axis, n in enumerate(shape)]
+    sizes = [jnp.asarray(n, jnp.uint32) for n in whole]
     fits = math.prod(n.astype(jnp.float32) for n in sizes) < np.float32(2**31)
     upper = lower = jnp.zeros((1,) * len(shape), jnp.uint32)
     for axis, n in enumerate(sizes):
         along = [1] * len(shape)
         along[axis] = shape[axis]
-        upper, lower = multiply_add(upper, lower, n, lax.broadcasted_iota(jnp.uint32, along, axis))
+        index = lax.broadcasted_iota(jnp.uint32, along, axis)
+        if part is not None and axis == part.axis:
+            index = index + jnp.asarray(part.start, jnp.uint32)
+        upper, lower = multiply_add(upper, lower, n, index)
     return jnp.where(fits, jnp.zeros_like(upper), upper), lower
 
 

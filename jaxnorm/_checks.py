@@ -341,7 +341,7 @@ def check_decision_bits(bits: Any, rate: Scalar, *, of: str = "a rate") -> int:
     return bits
 
 
-def check_key(key: Any) -> jax.Array:
+def check_key(key: Any, name: str = "key") -> jax.Array:
     """Returns `key` as one typed key; takes typed keys and legacy `uint32` ones."""
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -350,11 +350,11 @@ def check_key(key: Any) -> jax.Array:
         try:
             typed = jax.random.wrap_key_data(key)
         except TypeError as error:
-            raise TypeError(f"key must be one key, as from jax.random.PRNGKey, got {_show(key)}") from error
+            raise TypeError(f"{name} must be one key, as from jax.random.PRNGKey, got {_show(key)}") from error
     else:
-        raise TypeError(f"key must be one key, as from jax.random.key or jax.random.PRNGKey, got {_show(key)}")
+        raise TypeError(f"{name} must be one key, as from jax.random.key or jax.random.PRNGKey, got {_show(key)}")
     if typed.shape != ():
-        raise ValueError(f"key must be one key, got {_show(key)}: give each call its own, as with jax.vmap")
+        raise ValueError(f"{name} must be one key, got {_show(key)}: give each call its own, as with jax.vmap")
     return typed
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from jaxnorm._axes import noise_shape, shared_sharding
-from jaxnorm._bits import random_indices, random_integers, random_words, resolution
+from jaxnorm._bits import Part, random_indices, random_integers, random_words, resolution
 from jaxnorm._checks import Scalar, is_concrete
 from jaxnorm._compiler import in_memory
 from jaxnorm._normal import DEVIATION_OF_16_BITS, standard_normal
@@ -61,12 +61,15 @@ class Draw:
             return of_upper(packed_integers(self.key, self.shape, self.sharding))
         return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=self.form == "any", read=of_upper)
 
-    def below(self, threshold: jax.Array) -> jax.Array:
-        """Returns True with probability `threshold / resolution(bits)`; a scalar, or an array that broadcasts to the shape."""
+    def below(self, threshold: jax.Array, part: Part | None = None) -> jax.Array:
+        """Returns True with probability `threshold / resolution(bits)`; a scalar, or an array that broadcasts to the shape.
+
+        Of a draw of the shape of a `part`, the same as for these elements of the whole.
+        """
         if self.form != "any":
             below = packed_below if self.form == "cpu" else spread_below
-            return below(self.key, threshold, self.shape, self.bits, self.sharding)
-        return random_integers(self.key, self.shape, self.bits, self.sharding, show_blocks=self.form == "any") < threshold
+            return below(self.key, threshold, self.shape, self.bits, self.sharding, part)
+        return random_integers(self.key, self.shape, self.bits, self.sharding, part=part) < threshold
 
     def words_below(self, threshold: jax.Array, *, packed: bool) -> Decisions:
         """Returns the same, in memory: each in a word, or where `packed` and to be had several neighbors along the last axis."""
@@ -82,6 +85,24 @@ class Draw:
     def of_shape(self, shape: Sequence[int]) -> "Draw":
         """Returns the draw for an array with other sizes of axes that are not sharded."""
         return replace(self, shape=tuple(shape))
+
+    def part(self, axis: int, start: jax.Array | int, size: int) -> "DrawPart":
+        """Returns the draw for so many elements along an axis, not the last, from one on; all where they share theirs."""
+        whole = self.shape[axis]
+        if whole == 1:
+            return DrawPart(self, None)
+        return DrawPart(self.of_shape((*self.shape[:axis], size, *self.shape[axis + 1 :])), Part(axis, start, whole))
+
+
+class DrawPart(NamedTuple):
+    """Of a draw for a larger array the decisions for a part of it; a draw of the part's shape, and which part that is."""
+
+    draw: Draw
+    of_whole: Part | None
+
+    def below(self, threshold: jax.Array) -> jax.Array:
+        """Returns what the whole draw's `below` does for these elements."""
+        return self.draw.below(threshold, self.of_whole)
 
 
 class NoiseKind(NamedTuple):

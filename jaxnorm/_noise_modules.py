@@ -23,6 +23,7 @@ from jaxnorm._checks import (
 )
 from jaxnorm._dropout.adaptive import concrete_dropout, concrete_regularizer, standout, standout_mean
 from jaxnorm._dropout.alpha import alpha_dropout
+from jaxnorm._dropout.attention import drop_key
 from jaxnorm._dropout.block import cutout, drop_block
 from jaxnorm._dropout.dense import drop_connect_dense, linear
 from jaxnorm._dropout.elementwise import dropout, gaussian_dropout, gaussian_noise, uniform_dropout, weight_scaled
@@ -110,6 +111,7 @@ SPATIAL_DROPOUT = NoiseFunction(spatial_dropout, drops=True)
 LOCKED_DROPOUT = NoiseFunction(locked_dropout, drops=True)
 HEAD_DROPOUT = NoiseFunction(head_dropout, drops=True)
 DROP_PATH = NoiseFunction(drop_path, drops=True, inference=_as_scaled)
+DROP_KEY = NoiseFunction(drop_key)
 ZONEOUT = NoiseFunction(zoneout, inference=zoneout_mean)
 DROP_BLOCK = NoiseFunction(drop_block, check_bits=_check_seed_bits, drops=True)
 CUTOUT = NoiseFunction(cutout, amount=None)

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnorm._axes import count_of, explicit_sharding, split_axis
-from jaxnorm._bits import choose_word, element_index, is_known, is_threefry, random_integers, threefry2x32, threefry_data
+from jaxnorm._bits import Part, choose_word, element_index, is_known, is_threefry, random_integers, threefry2x32, threefry_data
 from jaxnorm._compiler import in_memory, stored
 
 # Elements whose decisions share an integer in memory, by their bits: the most that the last axis holds whole groups of.
@@ -60,13 +60,18 @@ class Decisions(NamedTuple):
 
 
 def packed_below(
-    key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
+    key: jax.Array,
+    threshold: jax.Array,
+    shape: Sequence[int],
+    bits: int,
+    sharding: NamedSharding | None = None,
+    part: Part | None = None,
 ) -> jax.Array:
     """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold or one that broadcasts to the shape."""
-    groups = _groups_of_answers(threshold, shape, bits, sharding)
+    groups = _groups_of_answers(threshold, shape, bits, sharding, part)
     if groups is None:
-        return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
-    return _shaped(_bits_of(_packed(key, threshold, groups, bits), groups.size), shape, sharding)
+        return random_integers(key, shape, bits, sharding, show_blocks=False, part=part) < threshold
+    return _shaped(_bits_of(_packed(key, threshold, groups, bits, part), groups.size), shape, sharding)
 
 
 def packed_decisions(
@@ -99,7 +104,13 @@ def packed_integers(key: jax.Array, shape: Sequence[int], sharding: NamedShardin
 
 
 def answers_of_groups(
-    key: jax.Array, threshold: jax.Array, groups: Sequence[int], size: int, bits: int, sharding: NamedSharding | None = None
+    key: jax.Array,
+    threshold: jax.Array,
+    groups: Sequence[int],
+    size: int,
+    bits: int,
+    sharding: NamedSharding | None = None,
+    part: Part | None = None,
 ) -> jax.Array:
     """Returns whether the integers of 8 or 16 bits are below the threshold, for groups of so many neighbors, as bits of a word.
 
@@ -110,22 +121,26 @@ def answers_of_groups(
       size: elements of a group, at most 32, which are whole blocks.
       bits: of an integer.
       sharding: the explicit sharding of the groups, or None.
+      part: which part of an array of groups they are, if they are one.
     """
     data, mask = threefry_data(key), np.uint32(2**bits - 1)
     blocks = size * bits // 64
-    counters = element_index((*groups, blocks), sharding and _with_minor(sharding))
-    words = [word for block in range(blocks) for word in threefry2x32(data, *(half[..., block] for half in counters))]
+    upper, lower = element_index(groups, sharding, part=part)
+    shift = blocks.bit_length() - 1
+    if shift:
+        upper, lower = upper << shift | lower >> (32 - shift), lower << shift
+    words = [word for block in range(blocks) for word in threefry2x32(data, upper, lower | np.uint32(block))]
     numbers = (word >> place & mask for word in words for place in range(0, 32, bits))
     limits = _in_groups(threshold, size)
     answers = ((number < limits(lane)).astype(jnp.uint32) << lane for lane, number in enumerate(numbers))
     return functools.reduce(jnp.bitwise_or, answers)
 
 
-def _packed(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int) -> jax.Array:
+def _packed(key: jax.Array, threshold: jax.Array, groups: _Groups, bits: int, part: Part | None = None) -> jax.Array:
     """Returns the answers for each group as the bits of a word, in memory."""
     if bits == 32:
-        return _packed_32(key, threshold, groups)
-    return in_memory(answers_of_groups(key, threshold, *groups[:2], bits, groups.sharding).astype(jnp.uint8))
+        return _packed_32(key, threshold, groups, part)
+    return in_memory(answers_of_groups(key, threshold, *groups[:2], bits, groups.sharding, part).astype(jnp.uint8))
 
 
 def _bits_of(words: jax.Array, size: int) -> jax.Array:
@@ -141,9 +156,9 @@ def _in_groups(threshold: jax.Array, size: int) -> Callable[[int], jax.Array]:
     return lambda lane: lax.index_in_dim(split, lane, split.ndim - 1, keepdims=False)
 
 
-def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Array:
+def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups, part: Part | None) -> jax.Array:
     """Returns the answers for a group, each of which is a block, as the bits of a word, which a reduction leaves in memory."""
-    numbers = random_integers(key, (*groups.shape, groups.size), 32, groups.sharding and _with_minor(groups.sharding))
+    numbers = random_integers(key, (*groups.shape, groups.size), 32, groups.sharding and _with_minor(groups.sharding), part=part)
     last = numbers.ndim - 1
     if threshold.ndim:
         parts = threshold.shape[-1] // groups.size
@@ -152,11 +167,14 @@ def _packed_32(key: jax.Array, threshold: jax.Array, groups: _Groups) -> jax.Arr
     return lax.reduce(below << _lanes(groups.size, last), np.uint32(0), lax.bitwise_or, (last,))
 
 
-def _groups_of_answers(threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None) -> _Groups | None:
-    """Returns the groups whose answers share a word; several thresholds can only be cut as the last axis is."""
+def _groups_of_answers(
+    threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None, part: Part | None = None
+) -> _Groups | None:
+    """Returns the groups whose answers share a word; several thresholds, or a part, can only be cut as the last axis is."""
     sizes = _GROUP_SIZES[bits]
     size = next((size for size in sizes if shape and shape[-1] % size == 0), None)
-    return None if size is None and threshold.ndim else _groups(shape, size or sizes[-1], sharding)
+    only_last = threshold.ndim > 0 or part is not None
+    return None if size is None and only_last else _groups(shape, size or sizes[-1], sharding)
 
 
 def _groups(shape: Sequence[int], size: int, sharding: NamedSharding | None) -> _Groups | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jaxnorm._bits import is_known, random_integers
+from jaxnorm._bits import Part, is_known, random_integers
 from jaxnorm._packed_bits import answers_of_groups
 
 _MOST = 8  # elements that share a number: up to 256, all are exact in bfloat16
@@ -22,14 +22,19 @@ _WIDEST = 6144  # elements of the last axis up to which the matrix, that has as 
 
 
 def spread_below(
-    key: jax.Array, threshold: jax.Array, shape: Sequence[int], bits: int, sharding: NamedSharding | None = None
+    key: jax.Array,
+    threshold: jax.Array,
+    shape: Sequence[int],
+    bits: int,
+    sharding: NamedSharding | None = None,
+    part: Part | None = None,
 ) -> jax.Array:
     """Returns `random_integers(key, shape, bits) < threshold`, for a scalar threshold or one that broadcasts to the shape."""
     size = _group_size(shape, bits)
     if size is None or (sharding is not None and sharding.spec[-1] is not None):
-        return random_integers(key, shape, bits, sharding, show_blocks=False) < threshold
+        return random_integers(key, shape, bits, sharding, show_blocks=False, part=part) < threshold
     last, groups = len(shape) - 1, shape[-1] // size
-    answers = answers_of_groups(key, threshold, (*shape[:-1], groups), size, bits, sharding)
+    answers = answers_of_groups(key, threshold, (*shape[:-1], groups), size, bits, sharding, part)
     group, element = (lax.broadcasted_iota(jnp.int32, (groups, shape[-1]), axis) for axis in (0, 1))
     spread = lax.dot_general(
         answers.astype(jnp.bfloat16),

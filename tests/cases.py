@@ -917,6 +917,15 @@ CASES = (
     Case("spatial_dropout", _x, jaxnorm.spatial_dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("locked_dropout", _x, jaxnorm.locked_dropout, {"rate": (0.0, 0.3, 1.0)}),
     Case("head_dropout", _x, jaxnorm.head_dropout, {"rate": (0.0, 0.3, 1.0)}, {"head_axis": -2}),
+    Case(
+        "drop_key",
+        _x,
+        jaxnorm.drop_key,
+        {"rate": (0.0, 0.3, 1.0)},
+        {"broadcast_dims": (1,)},
+        input="logits",
+        drops_to_zero=False,
+    ),
     Case("drop_path", _x, jaxnorm.drop_path, {"rate": (0.0, 0.3, 1.0)}),
     Case(
         "alpha_dropout",

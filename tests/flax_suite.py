@@ -1,25 +1,28 @@
-"""Runs Flax's own tests of its norms and Dropout with jaxnorm's classes in the place of Flax's.
+"""Runs Flax's own tests of its norms, Dropout and attention with jaxnorm's classes and attention in the place of Flax's.
 
     pip download --no-deps --no-binary flax flax==VERSION && tar xf flax-VERSION.tar.gz
     python tests/flax_suite.py flax-VERSION
 
-VERSION is best the installed one. All files of Flax's tests that mention one of these classes are run, with the classes of linen
-and of nnx replaced together; tests that fail are run again with Flax's own classes, to tell which of them fail because of
-jaxnorm's. This file is also the pytest plugin that replaces the classes.
+VERSION is best the installed one. All files of Flax's tests that mention one of these are run, with those of linen and of nnx
+replaced together; tests that fail are run again with Flax's own, to tell which of them fail because of jaxnorm's. Layers of
+attention stay Flax's, and call our function. This file is also the pytest plugin that replaces them.
 """
 
 import argparse
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from types import FunctionType
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 _CLASSES = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "WeightNorm", "SpectralNorm", "Dropout")
-_MENTIONED = re.compile(rf"\b({'|'.join(_CLASSES)})\b")
+_NAMES = (*_CLASSES, "dot_product_attention")
+_MENTIONED = re.compile(rf"\b({'|'.join(_NAMES)})\b|\bMultiHead\w*Attention\b")
 
 
 class Outcome(NamedTuple):
@@ -42,15 +45,36 @@ def pytest_configure() -> None:
     ours = {
         getattr(flax_api, name): getattr(our_api, name)
         for flax_api, our_api in ((flax.linen, jaxnorm.linen), (flax.nnx, jaxnorm.nnx))
-        for name in _CLASSES
+        for name in _NAMES
     }
     for module in [m for name, m in sys.modules.items() if name.partition(".")[0] == "flax"]:
         for name, value in list(vars(module).items()):
-            if isinstance(value, type) and value in ours:
+            if isinstance(value, type | FunctionType) and value in ours:
                 setattr(module, name, ours[value])
-    for name in _CLASSES:
+            elif isinstance(value, type):
+                _replace_defaults(value, ours)
+    for name in _NAMES:
         assert getattr(flax.linen, name) is getattr(jaxnorm.linen, name)
         assert getattr(flax.nnx, name) is getattr(jaxnorm.nnx, name)
+
+
+def _replace_defaults(kind: type, ours: dict[Any, Any]) -> None:
+    """Puts our functions in the place of Flax's where they are the defaults of a class's arguments, or of its fields."""
+    for name, value in list(vars(kind).items()):
+        if isinstance(value, FunctionType) and value in ours:
+            setattr(kind, name, ours[value])
+    for field in getattr(kind, "__dataclass_fields__", {}).values():
+        if isinstance(field.default, FunctionType):
+            field.default = ours.get(field.default, field.default)
+    init = vars(kind).get("__init__")
+    init = inspect.unwrap(init) if init else init
+    if isinstance(init, FunctionType):
+        init.__defaults__ = init.__defaults__ and tuple(_ours(value, ours) for value in init.__defaults__)
+        init.__kwdefaults__ = init.__kwdefaults__ and {name: _ours(value, ours) for name, value in init.__kwdefaults__.items()}
+
+
+def _ours(value: Any, ours: dict[Any, Any]) -> Any:
+    return ours.get(value, value) if isinstance(value, FunctionType) else value
 
 
 def run_suite(folder: Path) -> Outcome:
@@ -58,7 +82,7 @@ def run_suite(folder: Path) -> Outcome:
     tests = folder / "tests"
     files = sorted(f for f in tests.rglob("*_test.py") if _MENTIONED.search(f.read_text()))
     if not files:
-        raise ValueError(f"no test in {tests} mentions {', '.join(_CLASSES)}: is it an unpacked source distribution of Flax?")
+        raise ValueError(f"no test in {tests} mentions {', '.join(_NAMES)}: is it an unpacked source distribution of Flax?")
     with_ours = _pytest(folder, [str(f) for f in files], "-p", "flax_suite")
     failed = _ended(with_ours, "failed")
     before: set[str] = set()
@@ -109,7 +133,7 @@ def _case(element: ElementTree.Element) -> _Case:
 
 def main() -> int:
     """Runs the tests of the folder on the command line, and prints what came out."""
-    parser = argparse.ArgumentParser(description="Run Flax's tests of its norms and Dropout with jaxnorm's classes.")
+    parser = argparse.ArgumentParser(description="Run Flax's tests of its norms, Dropout and attention with jaxnorm's.")
     parser.add_argument("folder", type=Path, help="an unpacked source distribution of Flax")
     folder = parser.parse_args().folder.resolve()
     try:

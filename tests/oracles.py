@@ -1008,5 +1008,15 @@ def max_pool_dropout_mean(x: ArrayLike, rate: float, sizes: Sequence[int], strid
     return sum(w * np.max(elements * mask, axis=-1) for w, mask in zip(weight, masks, strict=True))
 
 
+def attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, bias: ArrayLike, mask: ArrayLike, kept: ArrayLike, keep: ArrayLike
+) -> Array:
+    """Vaswani and others (2017), section 3.2.1, `[B, T, H, D]`, with dropout of the weights; every query sees a key."""
+    logits = np.einsum("bqhd,bkhd->bhqk", wide(query), wide(key)) / math.sqrt(np.shape(query)[-1]) + wide(bias)
+    seen = np.where(mask, np.exp(logits - logits.max(-1, keepdims=True)), 0)
+    weights = np.where(kept, seen / seen.sum(-1, keepdims=True), 0) / keep
+    return np.einsum("bhqk,bkhd->bqhd", weights, wide(value))
+
+
 def _index(shape: Sequence[int], start: int = 0) -> Array:
     return start + np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)

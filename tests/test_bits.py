@@ -18,6 +18,7 @@ from tiers import then_slow
 
 from jaxnorm import _packed_bits
 from jaxnorm._bits import element_index, random_integers, random_words, resolution, threefry2x32, threefry_data
+from jaxnorm._noise import Draw
 from jaxnorm._packed_bits import has_packed_form, packed_below, packed_integers
 from jaxnorm._spread_bits import spread_below
 
@@ -142,6 +143,31 @@ def test_an_element_does_not_depend_on_the_axes(bits: int) -> None:
     flat = random_integers(jax.random.key(4), (160,), bits)
     assert_array_equal(random_integers(jax.random.key(4), (4, 5, 8), bits).ravel(), flat)
     assert_array_equal(random_integers(jax.random.key(4), (3, 33), bits).ravel(), flat[:99])
+
+
+# Parts of a draw
+
+FORMS = ("cpu", "tpu", "any")
+
+
+@all_bits
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 6, 5, 32), 2), ((2, 6, 16), 0), ((2, 7, 6), 1), ((2, 1, 8), 1), ((5, 1028), 0)], ids=str
+)
+def test_a_part_has_the_answers_of_the_whole(shape: tuple[int, ...], axis: int, bits: int) -> None:
+    """Of every form, wherever it begins, which may be traced."""
+    threshold = thresholds(bits)[2]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def parts(start: jax.Array, size: int) -> list[jax.Array]:
+        draws = (Draw(jax.random.key(9), shape, None, bits, form) for form in FORMS)
+        return [draw.part(axis, start, size).below(threshold) for draw in draws]
+
+    whole = oracles.random_integers((0, 9), shape, bits) < threshold
+    size = min(2, shape[axis])
+    for start in range(shape[axis] - size + 1):
+        for below in parts(jnp.int32(start), size):
+            assert_array_equal(below, np.take(whole, range(start, start + size), axis))
 
 
 # Keys
@@ -314,3 +340,18 @@ def test_answers_beyond_32_bits_are_those_of_their_position(
     assert [bool(answer) for answer in answers] == [False, True]
     if bits == 16:
         assert int(element(lambda key: packed_integers(key, shape), index)) == expected
+
+
+@all_bits
+def test_parts_beyond_32_bits_are_those_of_their_position(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_packed_bits, "in_memory", lambda packed: packed)
+    shape, start, index = (2**12, 2**12, 2**10), 2**12 - 3, (2**12 - 1, 1, 2**10 - 2)
+    expected = int(oracles.random_integers((0, 9), (), bits, start=position(shape, (index[0], start + index[1], index[2]))))
+
+    def answers(key: jax.Array) -> list[jax.Array]:
+        forms = ("any",) if bits == 32 else ("cpu", "any")  # the others store what they draw
+        parts = [Draw(key, shape, None, bits, form).part(1, start, 2) for form in forms]
+        return [part.below(jnp.uint32(limit)) for part in parts for limit in (expected, expected + 1)]
+
+    found = [bool(answer) for answer in element(answers, index)]
+    assert found == [False, True] * (len(found) // 2)

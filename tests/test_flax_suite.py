@@ -1,4 +1,4 @@
-"""Flax's own tests pass with jaxnorm's classes in the place of Flax's; where they come from is said in `flax_suite.py`."""
+"""Flax's own tests pass with jaxnorm's classes and attention instead of Flax's; `flax_suite.py` says where they come from."""
 
 import os
 import subprocess
@@ -17,12 +17,15 @@ ROUNDED = {"linen/linen_test.py::NormalizationTest::test_instance_norm3"}
 # Ask for Flax's words where feature_axes name the batch's axis: ours name the argument and its value.
 WORDS = {f"linen/linen_test.py::NormalizationTest::test_instance_norm_raise_error{i}" for i in range(4)}
 
+# Ask for Flax's words, of 0.12.12, and that a rate of 1 is refused: ours leaves nothing.
+RATES = {f"nnx/nn/attention_test.py::TestDropoutRateValidation::test_invalid_dropout_args{i}" for i in range(5)}
+
 
 @pytest.mark.first
 def test_flax_own_tests_pass_with_our_classes(tmp_path):
     folder = os.environ.get("FLAX_SOURCE")
     outcome = run_suite(Path(folder) if folder else downloaded(tmp_path))
-    assert outcome.failed <= ROUNDED | WORDS
+    assert outcome.failed <= ROUNDED | WORDS | RATES
     assert len(outcome.passed) > 1000
 
 
@@ -46,6 +49,10 @@ from flax import linen, nnx
 
 def test_has_our_classes():
     assert all(api.Dropout.__module__.startswith("jaxnorm.") for api in (linen, nnx))
+    assert all(api.dot_product_attention.__module__.startswith("jaxnorm.") for api in (linen, nnx))
+    assert linen.MultiHeadDotProductAttention(2).attention_fn is linen.dot_product_attention
+    assert linen.SelfAttention(2).attention_fn is linen.dot_product_attention
+    assert nnx.MultiHeadAttention(2, 4, rngs=nnx.Rngs(0)).attention_fn is nnx.dot_product_attention
     for name in ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"):
         assert all(getattr(api, name).__module__.startswith("jaxnorm.") for api in (linen, nnx))
 

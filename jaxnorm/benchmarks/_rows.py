@@ -3,6 +3,7 @@
 A new function gets its row by a line in `ROWS`; a library that has it too, by an entry in its module in `_peers`.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -333,6 +334,11 @@ def _linen_spectral_norm(x: jax.ShapeDtypeStruct) -> Layer:
     return linen.kernel_norm(x, module=jaxnorm.linen.SpectralNorm, update_stats=True)
 
 
+def attention(*, rate: float = RATE, **options: Any) -> Builder:
+    """Returns the builder of attention of x to itself, a mask for each example and head."""
+    return functools.partial(linen.attention, function=jaxnorm.linen.dot_product_attention, rate=rate, **options)
+
+
 def _batch(name: str, **options: Any) -> dict[str, Builder]:
     """Returns our builder of a layer with statistics of the batch, by its name."""
     return {"jaxnorm": norm(getattr(jaxnorm, name), getattr(jaxnorm, f"init_{name}"), **options)}
@@ -345,6 +351,10 @@ def _evonorm_s(kind: str) -> dict[str, Builder]:
 
 _PASS = "plain pass"
 _TRAINING = Kind("forward and backward", forward_and_backward, _PASS, scaled, 4)
+_ATTENTION = Kind("forward and backward", forward_and_backward, "no dropout", attention(rate=0.0))
+_LONG_ATTENTION = _ATTENTION._replace(
+    baseline="no dropout, blocks of 256 queries", baseline_layer=attention(rate=0.0, block_size=256)
+)
 _INFERENCE = Kind("forward", forward, _PASS, scaled, 2)
 _CALL = Kind("eager call", eager_call, _PASS, scaled)
 _COMPILATION = Kind(f"trace and compile {LAYERS_TO_COMPILE} layers with gradient", compilation, "no layer", identity, once=True)
@@ -365,6 +375,8 @@ _PATCHES = Sizes(full=((32, 197, 768), (256, 197, 384)), quick=((8, 197, 256),))
 _VECTORS = Sizes(full=((8192, 1024), (16384, 256)), quick=((1024, 256),))
 _SEQUENCES = Sizes(full=((32, 128, 768), (64, 512, 256)), quick=((32, 128, 256),))
 _HEADS = Sizes(full=((16, 256, 12, 64), (8, 1024, 8, 64)), quick=((8, 128, 8, 64),))
+_QUERIES = Sizes(full=((2, 1024, 8, 64),), quick=((1, 256, 8, 64),), least_on_gpu=0)
+_MANY_QUERIES = Sizes(full=((1, 4096, 8, 64),), quick=((1, 1024, 2, 64),), least_on_gpu=0)
 _EXAMPLES = Sizes(full=((128, 512),), quick=((32, 128),), least_on_gpu=0)
 _ROWS = Sizes(full=((256, 512), (32, 256)), quick=((32, 256),), least_on_gpu=0)
 _KERNELS = Sizes(full=((4096, 4096), (3, 3, 512, 512)), quick=((1024, 256),))
@@ -385,6 +397,7 @@ _GAUSSIAN = {f"jaxnorm, {bits} bits": noise(jaxnorm.gaussian_dropout, RATE, bits
 _UNIFORM = {f"jaxnorm, {bits} bits": noise(jaxnorm.uniform_dropout, BETA, bits=bits) for bits in (16, 32)}
 _DROPOUT = {"jaxnorm": noise(jaxnorm.dropout, RATE)}
 _ALPHA = {"jaxnorm": noise(jaxnorm.alpha_dropout, RATE)}
+_IN_BLOCKS = {"jaxnorm, blocks of 256 queries": attention(block_size=256)}
 _ADDITIVE = {f"jaxnorm, {bits} bits": noise(jaxnorm.gaussian_noise, STD, bits=bits) for bits in (16, 32)}
 _DROP_BLOCK = {
     "jaxnorm": noise(jaxnorm.drop_block, RATE),
@@ -421,6 +434,10 @@ ROWS = (
         quick=False),
     Row("head_dropout", "Head dropout", _TRAINING, {"jaxnorm": noise(jaxnorm.head_dropout, RATE, head_axis=-2)}, _HEADS, passes=4,
         quick=False),
+    Row("drop_key", "DropKey", _TRAINING, {"jaxnorm": noise(jaxnorm.drop_key, RATE)}, _ARRAYS, passes=4, quick=False),
+    Row("attention", "Attention with dropout", _ATTENTION, {"jaxnorm": attention()} | _IN_BLOCKS, _QUERIES, quick=False),
+    Row("long_attention", "Attention of many queries with dropout", _LONG_ATTENTION, _IN_BLOCKS | {"jaxnorm": attention()},
+        _MANY_QUERIES, layer="attention", quick=False),
     Row("drop_path", "Drop path", _TRAINING, {"jaxnorm": noise(jaxnorm.drop_path, RATE)}, _MAPS, passes=4, quick=False),
     Row("zoneout", "Zoneout", _TRAINING, {"jaxnorm": _join(jaxnorm.zoneout, RATE)}, _VECTORS, passes=6, quick=False),
     Row("apply_mask", "Dropout by a mask that is drawn", _TRAINING, {"jaxnorm": _masked}, _ARRAYS, passes=4, quick=False),

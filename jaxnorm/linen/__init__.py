@@ -2,6 +2,7 @@
 
 from jaxnorm.linen.adaptive import ConcreteDropout, Standout
 from jaxnorm.linen.alpha_dropout import AlphaDropout
+from jaxnorm.linen.attention import DropKey, dot_product_attention
 from jaxnorm.linen.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.linen.batch_norm import BatchNorm
 from jaxnorm.linen.batch_renorm import BatchRenorm
@@ -66,6 +67,7 @@ __all__ = [
     "DropBlock",
     "DropConnect",
     "DropConnectDense",
+    "DropKey",
     "DropPath",
     "Dropout",
     "DynamicTanh",
@@ -118,4 +120,5 @@ __all__ = [
     "VirtualBatchNorm",
     "WeightNorm",
     "Zoneout",
+    "dot_product_attention",
 ]

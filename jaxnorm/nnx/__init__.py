@@ -2,6 +2,7 @@
 
 from jaxnorm.nnx.adaptive import ConcreteDropout, Standout
 from jaxnorm.nnx.alpha_dropout import AlphaDropout
+from jaxnorm.nnx.attention import DropKey, dot_product_attention
 from jaxnorm.nnx.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.batch_renorm import BatchRenorm
@@ -66,6 +67,7 @@ __all__ = [
     "DropBlock",
     "DropConnect",
     "DropConnectDense",
+    "DropKey",
     "DropPath",
     "Dropout",
     "DynamicTanh",
@@ -118,4 +120,5 @@ __all__ = [
     "VirtualBatchNorm",
     "WeightNorm",
     "Zoneout",
+    "dot_product_attention",
 ]

@@ -47,6 +47,7 @@ FLAX_LACKS = (
     "domain_batch_norm",
     "drop_block",
     "drop_connect_dense",
+    "drop_key",
     "dynamic_tanh",
     "embedding_dropout",
     "evonorm_b0",

@@ -20,6 +20,16 @@ def dropout(_: jax.ShapeDtypeStruct, *, key_impl: str = "threefry2x32", module: 
     return Layer(apply, key_impl=key_impl)
 
 
+def attention(_: jax.ShapeDtypeStruct, *, function: Any = nn.dot_product_attention, rate: float = RATE, **options: Any) -> Layer:
+    """Returns Flax's attention of x, `[B, T, H, D]`, to itself with dropout of the weights, or another one with its call."""
+
+    def apply(key: jax.Array, params: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        noise = {"dropout_rng": key, "dropout_rate": rate, "broadcast_dropout": False}
+        return function(x, x, x, **noise, **options), state
+
+    return Layer(apply)
+
+
 def batch_norm(
     x: jax.ShapeDtypeStruct,
     *,
@@ -87,6 +97,7 @@ LAYERS = {
     "spatial_dropout": {"flax linen": functools.partial(dropout, broadcast_dims=(1, 2))},
     "locked_dropout": {"flax linen": functools.partial(dropout, broadcast_dims=(1,))},
     "head_dropout": {"flax linen": functools.partial(dropout, broadcast_dims=(1, 3))},
+    "attention": {"flax linen": attention},
     "drop_path": {"flax linen": functools.partial(dropout, broadcast_dims=(1, 2, 3))},
     "batch_norm": {"flax linen": batch_norm},
     "batch_norm_inference": {"flax linen": functools.partial(batch_norm, train=False)},
