@@ -48,8 +48,11 @@ def _waits(case: Case) -> bool:
     return case not in OWN and (case.function not in _ALL_FIRST or _trains_elsewhere(case))
 
 
+_OF_FILES = tuple({case.function.__module__: case for case in reversed(OWN)}.values())
+
 # The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them.
 core = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * _waits(case)) for case in CASES]
+core_of_files = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in _OF_FILES)) for case in CASES]
 each = rows(WHOLE, pytest.mark.slow)
 each_layer = rows(OWN, pytest.mark.slow)  # what takes long
 each_random = rows(RANDOM, pytest.mark.slow)

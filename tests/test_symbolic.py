@@ -13,7 +13,7 @@ import pytest
 from cases import CASES, Arguments, Case
 from jax import export
 from platforms import as_on
-from promises import assert_equal_but_for_rounding, core, each_layer, new_key, varied_and_rest
+from promises import assert_equal_but_for_rounding, core_of_files, each_layer, new_key, varied_and_rest
 
 import jaxnorm
 
@@ -68,7 +68,7 @@ def test_control_the_cpu_runs_the_part_of_another_platform() -> None:
     assert [float(as_on(platform, program).call(np.float32(1))) for platform in PLATFORMS] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("case", core)
+@pytest.mark.parametrize("case", core_of_files)
 def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) -> None:
     given, fixed = of_program(case, case.arguments())
     run = jax.jit(functools.partial(step, case, fixed))
