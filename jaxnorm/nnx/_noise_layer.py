@@ -48,7 +48,7 @@ class DrawingModule(nnx.Module):
         else:
             raise TypeError(f"rngs must be a Rngs, RngStream or None, but got {type(rngs)}.")
 
-    def drawing(self, deterministic: bool | jax.Array | None, rngs: Keys | None) -> Drawing:
+    def _drawing(self, deterministic: bool | jax.Array | None, rngs: Keys | None) -> Drawing:
         """Returns the flag, that of the call if given, and what gives the key."""
         return {"deterministic": first_given(self, "deterministic", deterministic), "draw_key": lambda: self._key(rngs)}
 
@@ -88,9 +88,9 @@ class NoiseModule(DrawingModule):
         super().__init__(**options)
         self.bits = bits
 
-    def noisy(self, *inputs: Any, deterministic: bool | jax.Array | None, rngs: Keys | None) -> jax.Array:
+    def _noisy(self, *inputs: Any, deterministic: bool | jax.Array | None, rngs: Keys | None) -> jax.Array:
         """Returns what the layer makes of the inputs; flag and keys are those of the call."""
-        return apply_noise(self.noise, self, *inputs, **self.drawing(deterministic, rngs))
+        return apply_noise(self.noise, self, *inputs, **self._drawing(deterministic, rngs))
 
 
 class NoiseLayer(NoiseModule):
@@ -113,7 +113,7 @@ class NoiseLayer(NoiseModule):
           ValueError: if `deterministic` is given nowhere, or nothing to draw with is; if an attribute does not fit.
           TypeError: if the inputs do not hold floating point numbers, or if rngs is nothing to draw with.
         """
-        return self.noisy(check_float("inputs", inputs), deterministic=deterministic, rngs=rngs)
+        return self._noisy(check_float("inputs", inputs), deterministic=deterministic, rngs=rngs)
 
 
 class JoinLayer(NoiseModule):
@@ -134,4 +134,4 @@ class JoinLayer(NoiseModule):
           ValueError: if `deterministic` is given nowhere, or nothing to draw with is; if an attribute or a branch does not fit.
           TypeError: if a branch does not hold floating point numbers, or if rngs is nothing to draw with.
         """
-        return self.noisy(*branches, deterministic=deterministic, rngs=rngs)
+        return self._noisy(*branches, deterministic=deterministic, rngs=rngs)

@@ -81,7 +81,7 @@ class ConcreteDropout(NoiseModule):
           TypeError: if the inputs do not hold floating point numbers, or if rngs is nothing to draw with.
         """
         params = ConcreteDropoutParams(self.logit[...])
-        return apply_concrete_dropout(params, inputs, kernel, self, **self.drawing(deterministic, rngs))
+        return apply_concrete_dropout(params, inputs, kernel, self, **self._drawing(deterministic, rngs))
 
 
 class Standout(NoiseModule):
@@ -146,4 +146,4 @@ class Standout(NoiseModule):
           TypeError: if an array does not hold floating point numbers, or if rngs is nothing to draw with.
         """
         params = StandoutParams(self.alpha[...], self.beta[...])
-        return apply_standout(params, preactivation, x, self, **self.drawing(deterministic, rngs))
+        return apply_standout(params, preactivation, x, self, **self._drawing(deterministic, rngs))

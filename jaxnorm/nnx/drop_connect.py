@@ -47,7 +47,7 @@ class _WeightDropout(NoiseModule):
           ValueError: if `deterministic` is given nowhere, or nothing to draw with is; if rate or bits do not fit.
           TypeError: if rngs is nothing to draw with.
         """
-        drop = drop_weights(self.noise, self, **self.drawing(deterministic, rngs))
+        drop = drop_weights(self.noise, self, **self._drawing(deterministic, rngs))
         dropped = {
             path: drop("/".join(map(str, path)), variable[...])
             for path, variable in parameters(self.layer_instance).items()
@@ -209,4 +209,4 @@ class DropConnectDense(NoiseModule):
           TypeError: if x does not hold floating point numbers, or if rngs is nothing to draw with.
         """
         bias = None if self.bias is None else self.bias[...]
-        return apply_drop_connect_dense(self.kernel[...], bias, x, self, **self.drawing(deterministic, rngs))
+        return apply_drop_connect_dense(self.kernel[...], bias, x, self, **self._drawing(deterministic, rngs))

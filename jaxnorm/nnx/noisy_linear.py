@@ -83,4 +83,4 @@ class NoisyLinear(NoiseModule):
         """
         bias, bias_std = (None if part is None else part[...] for part in (self.bias, self.bias_std))
         params = NoisyLinearParams(self.kernel[...], bias, self.kernel_std[...], bias_std)
-        return apply_noisy_linear(params, x, self, **self.drawing(deterministic, rngs))
+        return apply_noisy_linear(params, x, self, **self._drawing(deterministic, rngs))

@@ -64,4 +64,4 @@ class PatchDropout(DrawingModule):
           ValueError: if `deterministic` is given nowhere, or nothing to draw with is; if an attribute does not fit.
           TypeError: if the inputs do not hold floating point numbers, or if rngs is nothing to draw with.
         """
-        return apply_patch_dropout(self, inputs, **self.drawing(deterministic, rngs))
+        return apply_patch_dropout(self, inputs, **self._drawing(deterministic, rngs))

@@ -80,7 +80,7 @@ class VariationalDropout(NoiseModule):
           TypeError: if the inputs do not hold floating point numbers, or if rngs is nothing to draw with.
         """
         params = VariationalDropoutParams(self.log_alpha[...])
-        return apply_variational_dropout(params, inputs, self, **self.drawing(deterministic, rngs))
+        return apply_variational_dropout(params, inputs, self, **self._drawing(deterministic, rngs))
 
 
 class VariationalDense(NoiseModule):
@@ -162,7 +162,7 @@ class VariationalDense(NoiseModule):
           TypeError: if x does not hold floating point numbers, or if rngs is nothing to draw with.
         """
         params = VariationalDenseParams(self.kernel[...], None if self.bias is None else self.bias[...], self.log_alpha[...])
-        return apply_variational_dense(params, x, self, **self.drawing(deterministic, rngs))
+        return apply_variational_dense(params, x, self, **self._drawing(deterministic, rngs))
 
 
 class SparseVariationalDense(NoiseModule):
@@ -246,7 +246,7 @@ class SparseVariationalDense(NoiseModule):
         """
         bias = None if self.bias is None else self.bias[...]
         params = SparseVariationalDenseParams(self.kernel[...], bias, self.log_var[...])
-        return apply_sparse_variational_dense(params, x, self, **self.drawing(deterministic, rngs))
+        return apply_sparse_variational_dense(params, x, self, **self._drawing(deterministic, rngs))
 
 
 def _parameters(

@@ -57,4 +57,4 @@ class Zoneout(NoiseModule):
             states differ in shape.
           TypeError: if the states do not hold floating point numbers of one dtype, or if rngs is nothing to draw with.
         """
-        return self.noisy(h_prev, h, deterministic=deterministic, rngs=rngs)
+        return self._noisy(h_prev, h, deterministic=deterministic, rngs=rngs)
