@@ -12,7 +12,8 @@ from jaxnorm._noise_modules import Drawing, NoiseFunction, apply_noise
 class DrawingModule(nn.Module):
     """A layer that draws from a stream of keys. Among its fields are `deterministic` and `rng_collection`."""
 
-    def drawing(self, deterministic: bool | jax.Array | None, rng: jax.Array | None) -> Drawing:
+    @nn.nowrap  # a table of layers would take what it returns for arrays
+    def _drawing(self, deterministic: bool | jax.Array | None, rng: jax.Array | None) -> Drawing:
         """Returns the flag, which is given once, here or as a field, and what gives the key."""
         fields: Any = self
         return {
@@ -29,9 +30,10 @@ class NoiseModule(DrawingModule):
 
     noise: ClassVar[NoiseFunction]
 
-    def noisy(self, *inputs: Any, deterministic: bool | jax.Array | None, rng: jax.Array | None) -> jax.Array:
+    @nn.nowrap
+    def _noisy(self, *inputs: Any, deterministic: bool | jax.Array | None, rng: jax.Array | None) -> jax.Array:
         """Returns what the layer makes of the inputs; flag and key are those of the call."""
-        return apply_noise(self.noise, self, *inputs, **self.drawing(deterministic, rng))
+        return apply_noise(self.noise, self, *inputs, **self._drawing(deterministic, rng))
 
 
 class NoiseLayer(NoiseModule):
@@ -55,7 +57,7 @@ class NoiseLayer(NoiseModule):
           ValueError: if `deterministic` is given nowhere or twice; if a field does not fit.
           TypeError: if the inputs do not hold floating point numbers, or if rng is no key.
         """
-        return self.noisy(check_float("inputs", inputs), deterministic=deterministic, rng=rng)
+        return self._noisy(check_float("inputs", inputs), deterministic=deterministic, rng=rng)
 
 
 class JoinLayer(NoiseModule):
@@ -77,4 +79,4 @@ class JoinLayer(NoiseModule):
           ValueError: if `deterministic` is given nowhere or twice; if a field or a branch does not fit.
           TypeError: if a branch does not hold floating point numbers, or if rng is no key.
         """
-        return self.noisy(*branches, deterministic=deterministic, rng=rng)
+        return self._noisy(*branches, deterministic=deterministic, rng=rng)

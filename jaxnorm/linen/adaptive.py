@@ -78,7 +78,7 @@ class ConcreteDropout(DrawingModule):
         """
         new = init_concrete_dropout(rate=self.rate, param_dtype=self.param_dtype)
         params = ConcreteDropoutParams(self.param("logit", lambda _: new.logit))
-        return apply_concrete_dropout(params, inputs, kernel, self, **self.drawing(deterministic, rng))
+        return apply_concrete_dropout(params, inputs, kernel, self, **self._drawing(deterministic, rng))
 
 
 class Standout(DrawingModule):
@@ -141,4 +141,4 @@ class Standout(DrawingModule):
         """
         new = init_standout(alpha=self.alpha_init, beta=self.beta_init, param_dtype=self.param_dtype)
         params = StandoutParams(self.param("alpha", lambda _: new.alpha), self.param("beta", lambda _: new.beta))
-        return apply_standout(params, preactivation, x, self, **self.drawing(deterministic, rng))
+        return apply_standout(params, preactivation, x, self, **self._drawing(deterministic, rng))

@@ -38,7 +38,7 @@ class _WeightDropout(DrawingModule):
           TypeError: if rng is no key.
         """
         fields: Any = self
-        drop = drop_weights(self.noise, self, **self.drawing(deterministic, rng))
+        drop = drop_weights(self.noise, self, **self._drawing(deterministic, rng))
 
         def dropped(path: str, value: jax.Array, _: bool) -> jax.Array:
             return drop(path, value) if any(name in path for name in fields.variable_filter) else value
@@ -182,4 +182,4 @@ class DropConnectDense(DrawingModule):
         """
         kernel = self.param("kernel", self.kernel_init, (*feature_shape(x, -1), self.features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        return apply_drop_connect_dense(kernel, bias, x, self, **self.drawing(deterministic, rng))
+        return apply_drop_connect_dense(kernel, bias, x, self, **self._drawing(deterministic, rng))

@@ -77,5 +77,5 @@ class NoisyLinear(DrawingModule):
             NoisyLinearParams(**{"bias": None, "bias_std": None, **made}),
             x,
             self,
-            **self.drawing(deterministic, rng),
+            **self._drawing(deterministic, rng),
         )

@@ -56,4 +56,4 @@ class PatchDropout(DrawingModule):
           ValueError: if `deterministic` is given nowhere or twice; if a field does not fit.
           TypeError: if the inputs do not hold floating point numbers, or if rng is no key.
         """
-        return apply_patch_dropout(self, inputs, **self.drawing(deterministic, rng))
+        return apply_patch_dropout(self, inputs, **self._drawing(deterministic, rng))

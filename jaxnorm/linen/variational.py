@@ -76,7 +76,7 @@ class VariationalDropout(DrawingModule):
         (features,) = feature_shape(inputs, -1)
         new = init_variational_dropout(features, rate=self.rate, shared=self.shared, param_dtype=self.param_dtype)
         params = VariationalDropoutParams(self.param("log_alpha", lambda _: new.log_alpha))
-        return apply_variational_dropout(params, inputs, self, **self.drawing(deterministic, rng))
+        return apply_variational_dropout(params, inputs, self, **self._drawing(deterministic, rng))
 
 
 class VariationalDense(DrawingModule):
@@ -146,7 +146,7 @@ class VariationalDense(DrawingModule):
         (inputs,) = feature_shape(x, -1)
         start = variational_dense_start(inputs, self.features, rate=self.rate, shared=self.shared)
         params = VariationalDenseParams(**_variables(self, start))
-        return apply_variational_dense(params, x, self, **self.drawing(deterministic, rng))
+        return apply_variational_dense(params, x, self, **self._drawing(deterministic, rng))
 
 
 class SparseVariationalDense(DrawingModule):
@@ -216,7 +216,7 @@ class SparseVariationalDense(DrawingModule):
         (inputs,) = feature_shape(x, -1)
         start = sparse_variational_dense_start(inputs, self.features, log_var=self.log_var_init)
         params = SparseVariationalDenseParams(**_variables(self, start))
-        return apply_sparse_variational_dense(params, x, self, **self.drawing(deterministic, rng))
+        return apply_sparse_variational_dense(params, x, self, **self._drawing(deterministic, rng))
 
 
 def _variables(module: Any, start: Any) -> dict[str, Any]:

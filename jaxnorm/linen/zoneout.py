@@ -61,4 +61,4 @@ class Zoneout(NoiseModule):
           ValueError: if `deterministic` is given nowhere or twice; if the rate or bits do not fit, or the states differ in shape.
           TypeError: if the states do not hold floating point numbers of one dtype, or if rng is no key.
         """
-        return self.noisy(h_prev, h, deterministic=deterministic, rng=rng)
+        return self._noisy(h_prev, h, deterministic=deterministic, rng=rng)
