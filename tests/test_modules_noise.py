@@ -18,6 +18,7 @@ import jaxnorm.nnx
 
 PACKAGES = {"linen": jaxnorm.linen, "nnx": jaxnorm.nnx}
 X = batch((4, 5, 6, 3))
+IN_TABLE = {"LockedDropout": {"rate": 0.3}, "NoisyLinear": {"in_features": 3, "out_features": 2}}
 
 
 class Layer(NamedTuple):
@@ -165,3 +166,16 @@ def test_linen_and_nnx_have_the_same_fields() -> None:
         made = getattr(jaxnorm.nnx, layer.name)(layer.amount, **layer.fields)
         assert all(hasattr(made, name) for name in own)
         assert np.ndim(getattr(made, AMOUNTS.get(layer.name, "rate"))) == 0
+
+
+def rows_of(table: str, name: str) -> int:
+    return sum(line.startswith("│") and name in line for line in table.splitlines())
+
+
+def test_tables_of_layers_have_a_row_for_each() -> None:
+    """What the layers share is no call of its own."""
+    layer, x, wide = jaxnorm.linen.Dropout(0.3, deterministic=False), jnp.ones((2, 3)), {"width": 200}
+    assert rows_of(layer.tabulate({"dropout": jax.random.key(0)}, x, console_kwargs=wide), "Dropout") == 1
+    layers = (getattr(jaxnorm.nnx, name)(rngs=flax.nnx.Rngs(0), **fields) for name, fields in IN_TABLE.items())
+    table = flax.nnx.tabulate(flax.nnx.Sequential(*layers), x, console_kwargs=wide)
+    assert [rows_of(table, name) for name in IN_TABLE] == [1, 1]
