@@ -207,6 +207,14 @@ def keep_probability(rate: Scalar, dtype: Any) -> jax.Array | np.ndarray:
     return jnp.where((rate >= 0) & (rate <= 1), 1 - rate, jnp.nan).astype(dtype)
 
 
+def amount_within(amount: Scalar, dtype: Any, inside: Callable[[jax.Array], jax.Array]) -> jax.Array | np.ndarray:
+    """Returns an amount in this type; NaN for a traced one that is not inside its range."""
+    if is_concrete(amount):
+        return np.asarray(amount, dtype)
+    amount = amount.astype(dtype)
+    return jnp.where(inside(amount), amount, jnp.nan)
+
+
 def decision(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """Returns the threshold for a probability to keep, and the probability that it stands for. All are kept for a NaN.
 

@@ -27,7 +27,7 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._dropout.variational import logit_of_rate
-from jaxnorm._noise import Draw, NoiseKind, decision, multiply_noise, times
+from jaxnorm._noise import Draw, NoiseKind, amount_within, decision, multiply_noise, times
 from jaxnorm._types import ConcreteDropoutParams, StandoutParams, wide_dtype, widest_dtype
 
 _LARGEST = 80.0  # logit of which 1 / (1 - rate) is finite in float32
@@ -268,10 +268,7 @@ def concrete_regularizer(
 
 def _temperature(temperature: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
     """Returns the temperature; NaN for one that is not above 0, or infinite."""
-    if is_concrete(temperature):
-        return np.asarray(temperature, dtype)
-    temperature = temperature.astype(dtype)
-    return jnp.where((temperature > 0) & (temperature < jnp.inf), temperature, jnp.nan)
+    return amount_within(temperature, dtype, lambda temperature: (temperature > 0) & (temperature < jnp.inf))
 
 
 def _logistic(words: jax.Array, dtype: np.dtype) -> jax.Array:

@@ -22,6 +22,7 @@ from jaxnorm._checks import (
 )
 from jaxnorm._noise import (
     NoiseKind,
+    amount_within,
     gaussian,
     keep_or_drop,
     keep_probability,
@@ -329,15 +330,9 @@ def _std_of_rate(rate: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
 
 def _std(std: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
     """Returns `std`; NaN for one that is negative or infinite."""
-    if is_concrete(std):
-        return np.asarray(std, dtype)
-    std = std.astype(dtype)
-    return jnp.where((std >= 0) & (std < jnp.inf), std, jnp.nan)
+    return amount_within(std, dtype, lambda std: (std >= 0) & (std < jnp.inf))
 
 
 def _half_width(beta: Scalar, dtype: np.dtype) -> jax.Array | np.ndarray:
     """Returns `beta`; NaN for one outside [0, 1]."""
-    if is_concrete(beta):
-        return np.asarray(beta, dtype)
-    beta = beta.astype(dtype)
-    return jnp.where((beta >= 0) & (beta <= 1), beta, jnp.nan)
+    return amount_within(beta, dtype, lambda beta: (beta >= 0) & (beta <= 1))

@@ -18,9 +18,9 @@ from jaxnorm._checks import (
     check_activation,
     check_float,
     check_known_flag,
+    check_like,
     check_number,
     check_scalar,
-    check_shape,
     check_sizes,
     is_concrete,
 )
@@ -246,8 +246,7 @@ def gated_rms_norm(
       [[ 0.  0. -0.  2.]]
     """
     x = check_float("x", x)
-    gate = check_float("gate", gate)
-    check_shape("gate", gate, x.shape, "that of x")
+    gate = check_like("gate", gate, x)
     check_activation(activation, x, optional=False)
     gate_first = check_known_flag("gate_first", gate_first)
     call = _checked(
