@@ -5,6 +5,7 @@ for the gradient: the numbers are drawn again where they are needed, in every mo
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from jaxnorm._axes import noise_shape, shared_sharding
-from jaxnorm._bits import Part, random_indices, random_integers, random_words, resolution
+from jaxnorm._bits import Part, is_known, random_indices, random_integers, random_words, resolution
 from jaxnorm._checks import Scalar, is_concrete
 from jaxnorm._compiler import in_memory
 from jaxnorm._normal import DEVIATION_OF_16_BITS, standard_normal
@@ -263,14 +264,24 @@ def _keep_or_drop(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, jax.Array
     return _keep_or_take(draw, (x, jnp.zeros((), x.dtype)), prepared)
 
 
+def decided(draw: Draw, threshold: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `draw.below(threshold)` for elements of x, of which many may share a decision.
+
+    A CPU would draw it again for each of them, were it not in memory: a byte, half a bit an element or less.
+    """
+    if draw.form == "cpu" and is_known(x.shape) and x.size >= 16 * math.prod(draw.shape):
+        return draw.words_below(threshold, packed=False).answers()
+    return draw.below(threshold)
+
+
 def _keep_or_take(draw: Draw, x: tuple[jax.Array, jax.Array], prepared: tuple[jax.Array, jax.Array]) -> jax.Array:
     threshold, scale = prepared
-    return jnp.where(draw.below(threshold), times(x[0], scale), x[1])
+    return jnp.where(decided(draw, threshold, x[0]), times(x[0], scale), x[1])
 
 
 def _keep_or_saturate(draw: Draw, x: jax.Array, prepared: tuple[jax.Array, ...]) -> jax.Array:
     threshold, scale, offset, dropped = prepared
-    return jnp.where(draw.below(threshold), x.astype(scale.dtype) * scale + offset, dropped).astype(x.dtype)
+    return jnp.where(decided(draw, threshold, x), x.astype(scale.dtype) * scale + offset, dropped).astype(x.dtype)
 
 
 def normal(draw: Draw, std: jax.Array) -> jax.Array:

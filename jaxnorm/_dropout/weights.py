@@ -20,7 +20,7 @@ from jaxnorm._checks import (
     check_like,
     check_number,
 )
-from jaxnorm._noise import Draw, NoiseKind, decision, keep_or_drop, keep_probability, multiply_noise
+from jaxnorm._noise import Draw, NoiseKind, decided, decision, keep_or_drop, keep_probability, multiply_noise
 from jaxnorm._types import wide_dtype
 
 Tree = Any
@@ -218,7 +218,7 @@ def _excess(keep: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
 def _mix(draw: Draw, pair: tuple[jax.Array, jax.Array], prepared: tuple[jax.Array, jax.Array]) -> jax.Array:
     threshold, excess = prepared
     own, target = (array.astype(excess.dtype) for array in pair)
-    return jnp.where(draw.below(threshold), own + (own - target) * excess, target).astype(pair[0].dtype)
+    return jnp.where(decided(draw, threshold, own), own + (own - target) * excess, target).astype(pair[0].dtype)
 
 
 _MIXOUT = NoiseKind(_excess, _mix, decides=True)
