@@ -176,8 +176,9 @@ def test_the_gradient_keeps_x_and_numbers_of_the_statistics(dtype: Any, whose: s
     assert kept.nbytes <= 12 * 4 * 64 * 32  # a few numbers for each channel of an example
 
 
-def test_a_residual_block_in_one_step() -> None:
-    x, shortcut, params = normal((4, 5, 6), 3.0), normal((4, 5, 6), seed=2), parameters(6)
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 6)], ids=["positions", "vectors"])
+def test_a_residual_block_in_one_step(shape: tuple[int, ...]) -> None:
+    x, shortcut, params = normal(shape, 3.0), normal(shape, seed=2), parameters(6)
     for norm in (lambda **then: group_norm(params, x, 2, **then), lambda **then: instance_norm(params, x, **then)):
         y = norm(residual=shortcut, activation=jax.nn.relu)
         assert_allclose(y, jax.nn.relu(norm() + shortcut), rtol=1e-6, atol=1e-6)
