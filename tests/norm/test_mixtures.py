@@ -82,6 +82,25 @@ def test_equal_the_oracles(name: str, shape: tuple[int, ...], train: bool, maske
 
 
 @each_mixture
+def test_examples_of_uneven_counts_and_of_none(name: str) -> None:
+    function, params = MIXTURES[name]
+    options = {"train": True, "momentum": 0.8, "epsilon": 1e-3, "where": counted(X.shape)}
+    y, new = function(params, STATE, X, **options)
+    expected = getattr(oracles, name)(params, STATE, X, **options)
+    assert_allclose(y, expected.y, rtol=1e-4, atol=2e-5)
+    assert_state(new, expected)
+
+
+@pytest.mark.parametrize("name", ["batch_instance_norm", "switchable_norm"])
+def test_a_channel_of_which_nothing_counts_is_as_in_inference(name: str) -> None:
+    function, params = MIXTURES[name]
+    where = counted(X.shape) & (jnp.arange(5) != 2).reshape(1, 1, 1, 5)
+    (y, new), (expected, _) = (function(params, STATE, X, train=train, where=where) for train in (True, False))
+    assert_allclose(y[..., 2], expected[..., 2], rtol=1e-6)
+    assert_array_equal((new.mean[2], new.var[2]), (STATE.mean[2], STATE.var[2]))
+
+
+@each_mixture
 def test_scale_and_bias_may_be_absent_and_channels_elsewhere(name: str) -> None:
     function, params = MIXTURES[name]
     params = params._replace(scale=None, bias=None)
