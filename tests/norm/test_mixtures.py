@@ -266,6 +266,15 @@ def test_reference_moments_are_of_what_counts_and_gradients_flow_through_them() 
     assert (gradient != 0).all()
 
 
+def test_reference_moments_of_groups_of_devices() -> None:
+    groups, parts = [[0, 3], [1, 2]], X.reshape(4, 2, *X.shape[1:]) * jnp.arange(1.0, 5).reshape(4, 1, 1, 1, 1)
+    found = jax.vmap(lambda x: reference_moments(x, axis_name="d", axis_index_groups=groups), axis_name="d")(parts)
+    for group in groups:
+        wanted = reference_moments(jnp.concatenate([parts[i] for i in group]))
+        for i in group:
+            jax.tree.map(lambda part, expected, i=i: assert_allclose(part[i], expected, rtol=1e-5), found, wanted)
+
+
 def test_virtual_batch_norm_keeps_x_alone() -> None:
     x = data((16, 16, 16, 5), jnp.bfloat16)
     reference = reference_moments(data((6, 3, 4, 5), seed=9))
