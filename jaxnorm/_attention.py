@@ -29,7 +29,7 @@ from jaxnorm._checks import (
     check_known_flag,
     check_scalar,
     check_size,
-    is_concrete,
+    is_known_to_be,
 )
 from jaxnorm._compiler import recomputed
 from jaxnorm._noise import (
@@ -101,7 +101,7 @@ def weights_noise(
         shared = canonical_axes("broadcast_dims", broadcast_dims, like.ndim)
     else:
         shared = tuple(range(like.ndim - 2)) if check_known_flag("broadcast_dropout", broadcast_dropout) else ()
-    silent = is_concrete(dropout_rate) and float(dropout_rate) == 0
+    silent = is_known_to_be(0, dropout_rate)
     if check_known_flag("deterministic", deterministic) or silent:
         return None
     if dropout_rng is None:

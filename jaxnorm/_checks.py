@@ -31,6 +31,11 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
 
+def is_known_to_be(number: float, amount: Scalar) -> bool:
+    """Whether the amount is this one number, also while a program is traced, in which `==` would be of the program."""
+    return is_concrete(amount) and np.ndim(amount) == 0 and np.asarray(amount).item() == number
+
+
 def check_float(name: str, x: Any, *, allow_complex: bool = False) -> jax.Array:
     """Returns `x` as an array, or raises a TypeError unless it is an array of floating point numbers."""
     if not hasattr(x, "dtype") or jnp.issubdtype(x.dtype, jax.dtypes.extended):

@@ -19,7 +19,7 @@ from jaxnorm._checks import (
     check_float,
     check_known_flag,
     check_number,
-    is_concrete,
+    is_known_to_be,
 )
 from jaxnorm._dropout.adaptive import concrete_dropout, concrete_regularizer, standout, standout_mean
 from jaxnorm._dropout.alpha import alpha_dropout
@@ -136,14 +136,14 @@ def apply_noise(noise: NoiseFunction, module: Any, *inputs: Any, deterministic: 
     deterministic = check_flag("deterministic", deterministic)
 
     def noisy() -> jax.Array:
-        if noise.drops and _is_known(amount, 1):
+        if noise.drops and is_known_to_be(1, amount):
             return jnp.zeros_like(inputs[0])
         return _with_fields(noise.function, module, draw_key(), *inputs)
 
     def noiseless() -> jax.Array:
         return _with_fields(noise.inference, module, *inputs)
 
-    silent = noise.silent and _is_known(amount, 0)
+    silent = noise.silent and is_known_to_be(0, amount)
     return noiseless() if silent else _one_of(noisy, noiseless, deterministic)
 
 
@@ -152,7 +152,7 @@ def apply_patch_dropout(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the tokens that are kept, all where `deterministic`, and which they are; where all are, no key is drawn."""
     inputs = check_float("inputs", inputs)
-    all_kept = check_known_flag("deterministic", deterministic) or _is_known(module.rate, 0)
+    all_kept = check_known_flag("deterministic", deterministic) or is_known_to_be(0, module.rate)
     key, rate = (jax.random.key(0), 0.0) if all_kept else (draw_key(), module.rate)
     return patch_dropout(key, inputs, rate, num_prefix_tokens=module.num_prefix_tokens, ordered=module.ordered)
 
@@ -294,8 +294,3 @@ def _with_fields(function: Callable[..., Any], module: Any, *given: Any, **named
     """Calls a function with what is given, and its other arguments that the module has as attributes of the same name."""
     names = list(inspect.signature(function).parameters)[len(given) :]
     return function(*given, **named, **{name: getattr(module, name) for name in names if hasattr(module, name)})
-
-
-def _is_known(amount: Scalar, number: int) -> bool:
-    """Whether the amount is one number, known while the program is traced, and this one."""
-    return is_concrete(amount) and np.ndim(amount) == 0 and np.asarray(amount).item() == number

@@ -24,7 +24,7 @@ from jaxnorm._checks import (
     check_scalar,
     check_shape,
     check_type,
-    is_concrete,
+    is_known_to_be,
 )
 from jaxnorm._dropout.variational import logit_of_rate
 from jaxnorm._noise import Draw, NoiseKind, amount_within, decision, multiply_noise, times
@@ -123,7 +123,7 @@ def concrete_dropout(
     key = check_key(key)
     x = check_float("x", x)
     check_scalar("temperature", temperature, low=0)
-    if is_concrete(temperature) and temperature == 0:
+    if is_known_to_be(0, temperature):
         raise ValueError(f"temperature must be above 0, got {temperature}")
     regularizer = concrete_regularizer(params, x, broadcast_dims, kernel, length_scale)
     logit, bits = jnp.asarray(params.logit), check_bits(bits, NOISE_BITS)

@@ -23,6 +23,7 @@ from jaxnorm._checks import (
     check_scalar,
     check_sizes,
     is_concrete,
+    is_known_to_be,
 )
 from jaxnorm._compiler import recomputed
 from jaxnorm._moments import AxisName
@@ -276,7 +277,7 @@ def _checked(
     )
     check_scalar("scale_offset", scale_offset, low=-np.inf)
     scale = params.scale
-    if scale is None or (is_concrete(scale_offset) and scale_offset == 0):
+    if scale is None or is_known_to_be(0, scale_offset):
         return call
     wide = widened(scale)  # beside 1, a scale of half precision would lose its digits
     return dataclasses.replace(
@@ -289,9 +290,9 @@ def _first(fraction: float, call: SampleCall) -> int | None:
     if not is_concrete(fraction):
         raise TypeError("fraction must be known when the function is traced, got a traced number")
     check_number("fraction", fraction, low=0, high=1)
-    if fraction == 0:
+    if is_known_to_be(0, fraction):
         raise ValueError(f"fraction must be above 0, got {fraction}")
-    if fraction == 1:
+    if is_known_to_be(1, fraction):
         return None
     sizes = [call.x.shape[a] for a in call.reduced]
     if len(sizes) != 1 or not is_known(sizes[0]) or call.axis_name is not None:

@@ -8,7 +8,7 @@ from flax.nnx.nn import attention as flax_attention
 from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
 
 from jaxnorm._attention import Combination, WeightsFunction, attend, weights_noise
-from jaxnorm._checks import is_concrete
+from jaxnorm._checks import is_known_to_be
 from jaxnorm._noise_modules import DROP_KEY
 from jaxnorm.nnx._noise_layer import NoiseLayer, NoiseOptions
 
@@ -90,7 +90,7 @@ def dot_product_attention(
     query, key, value = promote_dtype((query, key, value), dtype=dtype)
     noise = weights_noise(dropout_rng, dropout_rate, deterministic, broadcast_dropout, broadcast_dims, bits, like=query)
     options = {"dtype": query.dtype, "precision": precision, "module": module, "promote_dtype": promote_dtype}
-    if noise is None and block_size is None and is_concrete(dropout_rate) and dropout_rate == 0:
+    if noise is None and block_size is None and is_known_to_be(0, dropout_rate):
         return _without_dropout(query, key, value, bias, mask, deterministic=True, is_causal=is_causal, **options)
     return attend(
         query,

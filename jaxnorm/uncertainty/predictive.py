@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm._checks import Scalar, check_float, check_known_flag, check_scalar, check_shape, is_concrete
+from jaxnorm._checks import Scalar, check_float, check_known_flag, check_scalar, check_shape, is_known_to_be
 from jaxnorm._types import widened
 
 
@@ -126,7 +126,7 @@ def _of_classes(samples: jax.Array, targets: jax.Array | None, logits: bool) -> 
 
 def _of_numbers(samples: jax.Array, targets: jax.Array | None, tau: Scalar) -> RealPrediction:
     check_scalar("tau", tau, low=0)
-    if is_concrete(tau) and tau == 0:
+    if is_known_to_be(0, tau):
         raise ValueError(f"tau must be above 0, got {tau}")
     tau = jnp.asarray(tau, samples.dtype)
     tau = jnp.where(tau > 0, tau, jnp.nan)

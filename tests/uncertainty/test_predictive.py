@@ -72,6 +72,11 @@ def test_samples_far_from_zero_keep_their_variance() -> None:
     assert_allclose(predictive(y, tau=1e9).variance, np.float64(y).var(0), rtol=1e-4)
 
 
+def test_a_program_may_know_its_precision() -> None:
+    y, tau = jnp.asarray(samples(7, 5, 3), jnp.float32), jnp.float32(2.5)
+    assert_allclose(jax.jit(lambda y: predictive(y, tau=tau).variance)(y), predictive(y, tau=2.5).variance, rtol=1e-6)
+
+
 @pytest.mark.parametrize("tau", [0.0, -1.0, np.nan])
 def test_a_traced_precision_that_is_none_gives_nan(tau: float) -> None:
     assert jnp.all(jnp.isnan(jax.jit(predictive)(jnp.ones((2, 3)), tau=jnp.float32(tau)).variance))
