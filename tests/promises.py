@@ -21,9 +21,7 @@ def _trains_elsewhere(case: Case) -> bool:
 
 
 WHOLE = tuple(case for case in CASES if not _trains_elsewhere(case))
-WITH_STATE = tuple(case for case in WHOLE if case.is_stateful)
 RANDOM = tuple(case for case in WHOLE if case.is_random and not case.is_stateful)
-SYNCED = tuple(case for case in WHOLE if case.is_synced)
 DIFFERENTIABLE = ("params", "state", "kernel", "x", "residual", "style", "scale", "bias", "gain", "reference")
 DIFFERENTIABLE += ("h_prev", "branch", "second", "target", "preactivation")
 
@@ -48,17 +46,20 @@ def _waits(case: Case) -> bool:
     return case not in OWN and (case.function not in _ALL_FIRST or _trains_elsewhere(case))
 
 
+FORMS = tuple(case for case in WHOLE if not _waits(case) or case in RANDOM)
+"""A row of each layer, and all rows of those whose rows take different ways through the code: batch norm and noise."""
+
 _OF_FILES = tuple({case.function.__module__: case for case in reversed(OWN)}.values())
 
 # The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them.
 core = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * _waits(case)) for case in CASES]
 core_of_files = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in _OF_FILES)) for case in CASES]
 each = rows(WHOLE, pytest.mark.slow)
-each_layer = rows(OWN, pytest.mark.slow)  # what takes long
+each_form = rows(FORMS, pytest.mark.slow)  # what takes long
+each_layer = rows(OWN, pytest.mark.slow)  # what takes longer
 each_random = rows(RANDOM, pytest.mark.slow)
-each_stateful = rows(WITH_STATE, pytest.mark.slow)
-each_synced = rows(SYNCED, pytest.mark.slow)
-check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
+each_stateful = rows(tuple(case for case in FORMS if case.is_stateful), pytest.mark.slow)
+each_synced = rows(tuple(case for case in FORMS if case.is_synced), pytest.mark.slow)
 
 
 def new_key(seed: int = 3) -> jax.Array:

@@ -1,6 +1,5 @@
 """Types of inputs, outputs and states: what comes in goes out, and statistics are never computed or kept in less than float32."""
 
-import re
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import oracles
 import pytest
 from cases import CASES, Case, data
 from numpy.testing import assert_allclose, assert_array_equal
-from promises import DIFFERENTIABLE, each, rows
+from promises import DIFFERENTIABLE, each, each_form, rows
 
 from jaxnorm import AffineParams, RunningStats, batch_norm, dropout, init_batch_norm, init_layer_norm, layer_norm
 
@@ -36,30 +35,13 @@ def ulp(y: jax.Array) -> np.ndarray:
 @dtypes
 def test_output_has_the_type_of_x(case: Case, dtype: Any) -> None:
     arguments = case.arguments(dtype)
-    for call in (case.__call__, jax.jit(case.__call__)):
-        y, state = call(new_key(), arguments)
+    for y, state in (case(new_key(), arguments), jax.eval_shape(case.__call__, new_key(), arguments)):
         assert y.dtype == dtype
         if case.is_stateful:
             assert [leaf.dtype for leaf in jax.tree.leaves(state)] == [leaf.dtype for leaf in jax.tree.leaves(arguments["state"])]
 
 
-@each
-@half
-def test_half_precision_is_single_precision_rounded_once(case: Case, dtype: Any) -> None:
-    """Pitfalls 23 and 25."""
-    arguments = case.arguments(dtype)
-    wide = case.widened(arguments)
-    y, state = case(new_key(), arguments)
-    expected, expected_state = case(new_key(), wide)
-    assert (np.abs(np.asarray(y, np.float64) - np.asarray(expected, np.float64)) <= ulp(y)).all()
-    # A value that float32 computes between two numbers goes to the nearer one, but for what fusions change in its last bits.
-    assert np.mean(np.asarray(y) == np.asarray(expected.astype(dtype))) > 0.98
-    if case.is_stateful:
-        for got, right in zip(jax.tree.leaves(state), jax.tree.leaves(expected_state), strict=True):
-            assert_allclose(got, right, rtol=1e-6)
-
-
-@each
+@each_form
 def test_numpy_arguments_do_as_jax_arrays(case: Case) -> None:
     """Pitfall 22."""
     arguments = case.arguments()
@@ -99,11 +81,11 @@ def test_types_of_the_amounts_do_not_widen_the_output(case: Case, dtype: Any) ->
     arguments = case.arguments(dtype)
     for make in (np.float64, np.float32, jnp.float32, jnp.bfloat16):
         amounts = {name: make(value) for name, value in arguments.items() if name in case.amounts and np.ndim(value) == 0}
-        y, _ = case(new_key(), {**arguments, **amounts})
+        y, _ = jax.eval_shape(lambda key, amounts=amounts: case(key, {**arguments, **amounts}), new_key())
         assert y.dtype == dtype
 
 
-@each
+@each_form
 def test_float64_is_computed_in_float64(case: Case) -> None:
     with jax.enable_x64(True):
         arguments = case.arguments(jnp.float64)
@@ -163,20 +145,6 @@ def test_complex_numbers_go_through_every_case_that_takes_them(case: Case) -> No
     assert_allclose(y, expected.y, rtol=1e-5, atol=1e-5)
     for name, part in state._asdict().items():
         assert_allclose(part, getattr(expected, name), rtol=1e-5)
-
-
-@rows(tuple(case for case in CASES if not case.takes_complex), pytest.mark.slow)
-def test_complex_numbers_are_refused_elsewhere(case: Case) -> None:
-    with pytest.raises(TypeError, match=f"{re.escape(case.input)} must be real, got complex64"):
-        case(new_key(), {**case.arguments(), "x": data(dtype=jnp.complex64)})
-
-
-@each
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.uint8, bool], ids=lambda dtype: dtype.__name__)
-def test_integers_and_bools_are_refused(case: Case, dtype: Any) -> None:
-    arguments = case.arguments()
-    with pytest.raises(TypeError, match=f"{re.escape(case.input)} must be .*{np.dtype(dtype).name}"):
-        case(new_key(), {**arguments, "x": jnp.ones(arguments["x"].shape, dtype)})
 
 
 # Half precision where it hurts

@@ -10,9 +10,8 @@ import pytest
 from cases import Arguments, Case
 from jax.sharding import PartitionSpec as P
 from promises import (
-    check_vma,
     compiled,
-    each,
+    each_form,
     each_synced,
     mesh,
     new_key,
@@ -23,9 +22,8 @@ from promises import (
 
 
 @each_synced
-@check_vma
-@pytest.mark.parametrize("devices", [2, 8])
-def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool, devices: int) -> None:
+@pytest.mark.parametrize(("devices", "check_vma"), [(2, True), (8, False)], ids=["vma-2", "no_vma-8"])
+def test_shard_map_with_axis_name_equals_one_device(case: Case, devices: int, check_vma: bool) -> None:
     """Pitfalls 41 and 70."""
     arguments = case.arguments()
     varied, rest = varied_and_rest(arguments)
@@ -50,9 +48,8 @@ def test_shard_map_with_axis_name_equals_one_device(case: Case, check_vma: bool,
     chex.assert_trees_all_close(gradients, expected_gradients, rtol=1e-5, atol=1e-5)
 
 
-@each
-@check_vma
-def test_shard_map_without_axis_name_is_a_call_on_every_part(case: Case, check_vma: bool) -> None:
+@each_form
+def test_shard_map_without_axis_name_is_a_call_on_every_part(case: Case) -> None:
     """Pitfall 77."""
     arguments = case.arguments()
 
@@ -62,11 +59,12 @@ def test_shard_map_without_axis_name_is_a_call_on_every_part(case: Case, check_v
     def part(key: jax.Array, arguments: Arguments) -> Any:
         return one(key, jax.lax.axis_index("d"), arguments)
 
-    run = jax.shard_map(part, mesh=mesh(4), in_specs=(P(), specs(case, arguments)), out_specs=P("d"), check_vma=check_vma)
-    y, state = jax.jit(run)(new_key(), arguments)
+    in_specs, parts = (P(), specs(case, arguments)), []
     for i in range(4):
         own = {name: a[2 * i : 2 * i + 2] if name in case.batched else a for name, a in arguments.items()}
-        expected_y, expected_state = compiled(case)(jax.random.fold_in(new_key(), i), own)
-        chex.assert_trees_all_close(y[i], expected_y, rtol=3e-6, atol=3e-6)
-        if case.is_stateful:
-            chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], state), expected_state, rtol=3e-6)
+        parts.append(compiled(case)(jax.random.fold_in(new_key(), i), own))
+    for check_vma in (True, False):
+        run = jax.shard_map(part, mesh=mesh(4), in_specs=in_specs, out_specs=P("d"), check_vma=check_vma)
+        got = jax.jit(run)(new_key(), arguments)
+        for i, expected in enumerate(parts):
+            chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], got), expected, rtol=3e-6, atol=3e-6)

@@ -21,7 +21,12 @@ from jaxnorm import AffineParams, RunningStats, batch_norm, dropout
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-SPECS = (P(None, "b", "a"), P(("a", "b")), P("b", None, "a"))
+PLACES = (
+    (AxisType.Auto, P(None, "b", "a")),
+    (AxisType.Explicit, P(None, "b", "a")),
+    (AxisType.Auto, P(("a", "b"))),
+    (AxisType.Explicit, P("b", None, "a")),
+)
 STATE = RunningStats(jnp.full(3, 5.0), jnp.full(3, 4.0))
 PARAMS = AffineParams(jnp.asarray([0.5, 2, 3], jnp.float32), jnp.asarray([1, -1, 4], jnp.float32))
 
@@ -57,8 +62,7 @@ def placed(mesh: jax.sharding.Mesh, case: Case, arguments: dict[str, Any], spec:
 
 
 @each_layer
-@axis_types
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize(("axis_type", "spec"), PLACES, ids=str)
 def test_jit_on_sharded_arrays_equals_one_device(case: Case, axis_type: AxisType, spec: P) -> None:
     arguments = case.arguments()
     mesh = make_mesh(axis_type)
@@ -84,7 +88,7 @@ def test_jit_on_sharded_arrays_equals_one_device(case: Case, axis_type: AxisType
 
 
 @each_random
-@pytest.mark.parametrize("shape", [(1,), (2,), (4,), (8,), (2, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(2,), (8,), (2, 4)], ids=str)
 def test_a_draw_does_not_depend_on_the_number_of_devices(case: Case, shape: tuple[int, ...]) -> None:
     """Pitfall 92."""
     arguments = case.arguments()
@@ -232,9 +236,8 @@ def test_a_scan_over_explicitly_sharded_state_keeps_its_type(case: Case) -> None
             y, state = case(new_key(), {**arguments, "state": state})
             return state, y
 
-        state, ys = jax.jit(lambda state: jax.lax.scan(step, state, None, 2))(arguments["state"])
-    assert jnp.isfinite(ys).all()
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(arguments["state"])]
+        traced = jax.jit(lambda state: jax.lax.scan(step, state, None, 2)[0]).trace(arguments["state"])
+        assert traced.jaxpr.out_avals == [jax.typeof(leaf) for leaf in jax.tree.leaves(arguments["state"])]
 
 
 @axis_types

@@ -41,15 +41,18 @@ def with_rows(case: Case, arguments: Arguments, size: int) -> Arguments:
     return {name: np.asarray(value)[index] if name in case.batched else value for name, value in arguments.items()}
 
 
-def symbolic(arguments: Arguments, axis: int, names: tuple[str, ...]) -> Arguments:
-    """Shapes of the arguments, with a symbolic size of an axis where an array has what x has there."""
-    known = arguments["x"].shape[axis]
-    (size,) = export.symbolic_shape("n", constraints=[f"n >= {min(known, 3)}"])  # blocks and windows fit
+def symbolic(arguments: Arguments, axes: tuple[int, ...], names: tuple[str, ...]) -> Arguments:
+    """Shapes of the arguments, with symbolic sizes of axes where an array has what x has there."""
+    known = [arguments["x"].shape[axis] for axis in axes]
+    letters = [f"n{axis}" for axis in axes]
+    constraints = [f"{n} >= {min(size, 3)}" for n, size in zip(letters, known, strict=True)]  # blocks and windows fit
+    sizes = export.symbolic_shape(", ".join(letters), constraints=constraints)
 
     def shape(name: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         whole = list(leaf.shape)
-        if name in names and axis < leaf.ndim and whole[axis] == known:
-            whole[axis] = size
+        for axis, own, size in zip(axes, known, sizes, strict=True):
+            if name in names and axis < leaf.ndim and whole[axis] == own:
+                whole[axis] = size
         return jax.ShapeDtypeStruct(tuple(whole), leaf.dtype)
 
     return {name: jax.tree.map(functools.partial(shape, name), value) for name, value in arguments.items()}
@@ -73,7 +76,7 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) 
     given, fixed = of_program(case, case.arguments())
     run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))
-    serialized = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, 0, case.batched)).serialize()
+    serialized = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, (0,), case.batched)).serialize()
     program = export.deserialize(serialized)
     assert program.platforms == PLATFORMS
     arguments = with_rows(case, given, 6)
@@ -85,14 +88,12 @@ def test_a_program_with_a_symbolic_batch_gives_what_the_layer_gives(case: Case) 
 
 
 @each_layer
-@pytest.mark.parametrize("axis", [1, 2])
-def test_a_program_with_a_symbolic_size_gives_what_the_layer_gives(case: Case, axis: int) -> None:
-    if axis in case.feature_axes:
-        pytest.skip("the size of the parameters is known")
-    if case.function is jaxnorm.patch_dropout and axis == 1:
-        pytest.skip("how many tokens are kept is known")
+def test_a_program_with_symbolic_sizes_gives_what_the_layer_gives(case: Case) -> None:
+    """Of all axes but the batch whose sizes are not those of parameters or options."""
+    known = (*case.feature_axes, *([1] if case.function is jaxnorm.patch_dropout else []))
+    axes = tuple(axis for axis in (1, 2) if axis not in known)
     given, fixed = of_program(case, case.arguments())
     run = jax.jit(functools.partial(step, case, fixed))
     key_data = np.asarray(jax.random.key_data(new_key()))
-    program = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, axis, case.batched))
+    program = export.export(run, platforms=PLATFORMS)(key_data, symbolic(given, axes, case.batched))
     compare(case, export.deserialize(program.serialize()).call(key_data, given), run(key_data, given))

@@ -9,7 +9,6 @@ import pytest
 from cases import Arguments, Case
 from jax.sharding import PartitionSpec as P
 from promises import (
-    check_vma,
     each_stateful,
     each_synced,
     mesh,
@@ -55,9 +54,8 @@ def test_traced_train_under_vmap_and_grad(case: Case) -> None:
 
 
 @each_synced
-@check_vma
-@pytest.mark.parametrize("axis_name", ["d", None])
-def test_traced_train_under_shard_map(case: Case, check_vma: bool, axis_name: str | None) -> None:
+@pytest.mark.parametrize(("axis_name", "check_vma"), [("d", True), ("d", False), (None, True)], ids=str)
+def test_traced_train_under_shard_map(case: Case, axis_name: str | None, check_vma: bool) -> None:
     arguments = case.arguments()
     state_spec = P() if axis_name else P("d")
 
