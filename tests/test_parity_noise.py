@@ -272,7 +272,7 @@ def test_values_and_gradients_are_those_of_others_for_the_same_draw(name: str, m
 
 
 def test_timm_begins_blocks_where_none_fits() -> None:
-    """Pitfalls 105, 106: with the paper's gamma, which is made for the places where blocks fit; so it drops more than is asked for.
+    """Pitfalls 105, 106: with the paper's gamma, which is made for the places where blocks fit; so it drops more than it should.
 
     Of 14 x 14 with blocks of 7 and a rate of 0.1 it keeps 0.7908, where the paper, torchvision and jaxnorm keep 0.9071.
     """
