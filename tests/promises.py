@@ -41,25 +41,39 @@ OWN = tuple(_BY_FUNCTION.values())
 """A row of each layer, with a mask if it takes one."""
 
 
+FORMS = tuple(case for case in WHOLE if case in OWN or case in RANDOM or case.function is jaxnorm.batch_norm)
+"""A row of each layer, and all rows of those whose rows take different ways through the code: batch norm and noise."""
+
+# Layers that hand over all that they are given to a layer that is tried at first.
+_AS_OTHERS = (
+    *(jaxnorm.spatial_dropout, jaxnorm.locked_dropout, jaxnorm.head_dropout, jaxnorm.drop_path, jaxnorm.embedding_dropout),
+    *(jaxnorm.evonorm_b1, jaxnorm.evonorm_b2, jaxnorm.evonorm_s1, jaxnorm.evonorm_s2),
+)
+
+
 def _waits(case: Case) -> bool:
     """Whether the core of a row's promises is slow: of most layers it is tried at first for one."""
-    return case not in OWN and (case.function not in _ALL_FIRST or _trains_elsewhere(case))
+    if case.function in _ALL_FIRST:
+        return _trains_elsewhere(case)
+    return case not in OWN or case.function in _AS_OTHERS
 
-
-FORMS = tuple(case for case in WHOLE if not _waits(case) or case in RANDOM)
-"""A row of each layer, and all rows of those whose rows take different ways through the code: batch norm and noise."""
 
 _OF_FILES = tuple({case.function.__module__: case for case in reversed(OWN)}.values())
 
 # The whole of the promises takes minutes; `test_core_promises.py` and `test_symbolic.py` try the core of them.
 core = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * _waits(case)) for case in CASES]
-core_of_files = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in _OF_FILES)) for case in CASES]
+core_of_files = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case not in _OF_FILES))
+    for case in CASES
+    if case in FORMS or _trains_elsewhere(case)
+]
 each = rows(WHOLE, pytest.mark.slow)
 each_form = rows(FORMS, pytest.mark.slow)  # what takes long
 each_layer = rows(OWN, pytest.mark.slow)  # what takes longer
 each_random = rows(RANDOM, pytest.mark.slow)
 each_stateful = rows(tuple(case for case in FORMS if case.is_stateful), pytest.mark.slow)
 each_synced = rows(tuple(case for case in FORMS if case.is_synced), pytest.mark.slow)
+check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
 
 
 def new_key(seed: int = 3) -> jax.Array:

@@ -14,12 +14,11 @@ from cases import SHAPE, Case, counted, data
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
-from promises import each_layer, each_random, each_stateful
+from promises import check_vma, each_layer, each_random, each_stateful
 
 from jaxnorm import AffineParams, RunningStats, batch_norm, dropout
 
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no_vma"])
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 PLACES = (
     (AxisType.Auto, P(None, "b", "a")),

@@ -55,9 +55,9 @@ def sample(shape: tuple[int, ...]) -> jax.Array:
     return jnp.linspace(0.5, 2, int(np.prod(shape)), dtype=jnp.float32).reshape(shape)
 
 
-def exported(function: Callable[..., Any], *arguments: Any) -> export.Exported:
+def exported(function: Callable[..., Any], *arguments: Any, derivatives: int = 0) -> export.Exported:
     """The function's program for all platforms, as it comes back from a file."""
-    serialized = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize(vjp_order=1)
+    serialized = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize(vjp_order=derivatives)
     return export.deserialize(serialized)
 
 
@@ -95,7 +95,7 @@ def test_a_program_of_unknown_sizes_gives_what_the_function_gives(name: str) -> 
 def test_the_derivative_of_an_exported_program_draws_the_same() -> None:
     run, shape, sizes = PROGRAMS["expressions"]
     key = jax.random.PRNGKey(7)
-    program = exported(run, key, symbolic(shape))
+    program = exported(run, key, symbolic(shape), derivatives=1)
     assert program.has_vjp()
     x = sample(sizes[-1])
     compare(jax.jit(functools.partial(value_and_gradient, program.call))(key, x), value_and_gradient(run, key, x))

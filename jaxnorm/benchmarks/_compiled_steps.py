@@ -63,25 +63,25 @@ def resnet50(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
     return x @ weight(x.shape[-1], _CLASSES)
 
 
-def convolutions(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
-    """Returns the logits of six convolutions, each followed by the layer and a ReLU."""
-    for _ in range(6):
+def convolutions(weight: Weight, norm: Apply, x: jax.Array, *, depth: int = 6) -> jax.Array:
+    """Returns the logits of convolutions, each followed by the layer and a ReLU."""
+    for _ in range(depth):
         x = jax.nn.relu(norm(conv(weight, x, 3, x.shape[-1])))
     x = jnp.mean(x, (1, 2))
     return x @ weight(x.shape[-1], _CLASSES)
 
 
-def perceptron(weight: Weight, apply: Apply, x: jax.Array) -> jax.Array:
-    """Returns the logits of four layers of the width of x, each followed by the layer."""
-    for _ in range(4):
+def perceptron(weight: Weight, apply: Apply, x: jax.Array, *, depth: int = 4) -> jax.Array:
+    """Returns the logits of linear layers of the width of x, each followed by the layer."""
+    for _ in range(depth):
         x = apply(x @ weight(x.shape[-1], x.shape[-1]))
     return x @ weight(x.shape[-1], _CLASSES)
 
 
-def pre_norm(weight: Weight, norm: Apply, x: jax.Array) -> jax.Array:
-    """Returns the logits of four residual perceptrons, each after the layer, as in a transformer."""
+def pre_norm(weight: Weight, norm: Apply, x: jax.Array, *, depth: int = 4) -> jax.Array:
+    """Returns the logits of residual perceptrons, each after the layer, as in a transformer."""
     width = x.shape[-1]
-    for _ in range(4):
+    for _ in range(depth):
         x = x + jax.nn.gelu(norm(x) @ weight(width, 4 * width)) @ weight(4 * width, width)
     return jnp.mean(x, 1) @ weight(width, _CLASSES)
 

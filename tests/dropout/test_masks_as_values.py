@@ -44,8 +44,7 @@ def both(x: jax.Array, rate: Any, bits: int, dims: tuple[int, ...] = ()) -> Any:
 
 @all_bits
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.875, "channels"], ids=str)
-@pytest.mark.parametrize("dims", [(), (0,), (1, 2)], ids=str)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(("dims", "dtype"), [((), jnp.float32), ((0,), jnp.bfloat16), ((1, 2), jnp.float16)], ids=str)
 def test_a_mask_that_is_drawn_and_applied_is_dropout_to_the_bit(bits: int, rate: Any, dims: tuple[int, ...], dtype: Any) -> None:
     """Values and gradients, in one program with a rate that it knows, and in one with a traced rate, and outside of any."""
     if isinstance(rate, str):
