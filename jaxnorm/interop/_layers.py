@@ -21,7 +21,7 @@ Names = Mapping[str, str]
 
 def names_of(peer: str, layer: Any, layers: Mapping[str, Names]) -> Names:
     """Returns the names that a peer has for the parts of a layer, or raises if it is none of these."""
-    if layer not in layers:
+    if not isinstance(layer, str) or layer not in layers:
         raise ValueError(f"layer must be one that {peer} has, {', '.join(map(repr, layers))}, got {layer!r}")
     return layers[layer]
 

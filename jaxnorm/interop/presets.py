@@ -28,8 +28,8 @@ def presets(peer: str, layer: str = "batch_norm", *, module: bool = False, **arg
 
     Averages that forget their start have a momentum that grows with the updates that they have seen:
     `decay (1 - decay^count) / (1 - decay^(count + 1))` in haiku and equinox, `count / (count + 1)` in PyTorch with
-    `momentum=None`. For these give the `count` of each step, which may be traced; without it haiku's and equinox's momentum is the plain decay,
-    as after many updates.
+    `momentum=None`. For these give the `count` of each step, which may be traced; without it haiku's and equinox's momentum is
+    the plain decay, as after many updates.
 
     Axes are ours: channels last, unless `channel_axis` (of modules `axis` or `feature_axes`) is given besides. What differs:
 
@@ -70,7 +70,7 @@ def presets(peer: str, layer: str = "batch_norm", *, module: bool = False, **arg
     """
     check_choice("peer", peer, tuple(_PEERS))
     layers = _PEERS[peer]
-    if layer not in layers:
+    if not isinstance(layer, str) or layer not in layers:
         raise ValueError(f"layer must be one that {peer} has, {', '.join(map(repr, layers))}, got {layer!r}")
     known = inspect.signature(layers[layer]).parameters
     if unknown := [name for name in arguments if name not in known]:

@@ -68,7 +68,8 @@ def from_torch(
       use_scale: whether there is a scale; False for `affine=False`.
       use_bias: whether there is a bias; None for what PyTorch's layer has with a scale.
       scale_offset: added to the scale: 1 where it is kept as its difference from 1. (`rms_norm` takes it as it is kept.)
-      elements: how many elements of a channel were in each training batch; None leaves the running variance as it is.
+      elements: how many elements of a channel were in each training batch (of a tracked instance norm: in each example); None
+        leaves the running variance as it is.
       momentum: PyTorch's, for `elements`; None for cumulative averages.
 
     Returns:
@@ -78,7 +79,7 @@ def from_torch(
 
     Raises:
       ValueError: if PyTorch has no such layer; if entries are missing, extra or misshapen, each by its name; if elements is below
-        2.
+        2, or the layer has no running variance.
       TypeError: if entries is no dict; if one is no concrete array of floating point numbers.
 
     Example:
@@ -100,6 +101,7 @@ def from_torch(
     if layer == "spectral_norm":
         return _kernels.spectral_norm_of(entries, _as_given(entries, names, _SPECTRAL_NORM_HOOK), of)
     tracked = "mean" in names
+    _check_elements(elements, tracked, of)
     if not use_scale and use_bias is None:
         use_bias = False
     arrays = read_affine(
@@ -112,7 +114,7 @@ def from_torch(
         optional=_COUNT if tracked else (),
         one_axis=layer not in SEVERAL_AXES,
     )
-    if elements is not None and tracked:
+    if elements is not None:
         count = arrays.get("count")
         arrays["var"] = _with_factor(arrays["var"], 1 / _bessel(elements), None if count is None else int(count), momentum)
     return containers(layer, arrays, scale_offset)
@@ -126,7 +128,7 @@ def to_torch(
     scale_offset: Scalar = 0.0,
     elements: int | None = None,
     momentum: float | None = 0.1,
-    count: int = 0,
+    count: int | None = None,
 ) -> Arrays:
     """Returns the entries of a norm for a `state_dict` of PyTorch, from parameters and state.
 
@@ -140,9 +142,10 @@ def to_torch(
       state: `RunningStats` or `SpectralStats`; left out for a layer without.
       layer: which norm, as in `from_torch`.
       scale_offset: subtracted from the scale.
-      elements: how many elements of a channel were in each training batch; None leaves the running variance as it is.
+      elements: as in `from_torch`.
       momentum: PyTorch's, for `elements`.
-      count: `num_batches_tracked`: the updates that the averages have seen. PyTorch uses it with `momentum=None` alone.
+      count: the updates that the averages have seen, for `num_batches_tracked`, which PyTorch uses with `momentum=None` alone;
+        None gives 0 there, and for `elements` so many that nothing is left of the start.
 
     Returns:
       A dict of NumPy arrays; `module.load_state_dict({name: torch.from_numpy(array) for name, array in it.items()})` takes it.
@@ -166,11 +169,13 @@ def to_torch(
     if layer == "spectral_norm":
         return _kernels.spectral_norm_entries(params, state, names)
     arrays = arrays_of(params, state, layer, names, of=of, scale_offset=scale_offset, one_axis=layer not in SEVERAL_AXES)
-    if "mean" in names:
-        check_size("count", count, low=0)
+    tracked = "mean" in names
+    _check_elements(elements, tracked, of)
+    if tracked:
+        count = None if count is None else check_size("count", count, low=0)
         if elements is not None:
             arrays["var"] = _with_factor(arrays["var"], _bessel(elements), count, momentum)
-        arrays["count"] = np.array(count, np.int64)
+        arrays["count"] = np.array(count or 0, np.int64)
     return {{**names, **_COUNT}[ours]: array for ours, array in arrays.items()}
 
 
@@ -179,8 +184,15 @@ def _as_given(entries: Any, names: Mapping[str, str], older: Mapping[str, str]) 
     return older if isinstance(entries, Mapping) and any(name in entries for name in older.values()) else names
 
 
-def _bessel(elements: Any) -> float:
+def _check_elements(elements: Any, tracked: bool, of: str) -> None:
+    if elements is None:
+        return
     check_size("elements", elements, low=2)
+    if not tracked:
+        raise ValueError(f"elements must be left out, since {of} has no running variance, got {elements}")
+
+
+def _bessel(elements: int) -> float:
     return elements / (elements - 1)
 
 

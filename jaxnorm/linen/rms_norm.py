@@ -15,7 +15,7 @@ from jaxnorm.linen._norm_layer import affine_params, options_here
 class RMSNorm(nn.Module):
     """RMS normalization: `jaxnorm.rms_norm` with Flax's fields, parameters and call, in place of `flax.linen.RMSNorm`.
 
-    `y = (scale_offset + scale) x / sqrt(mean_square + epsilon)` with the mean square of each example's features.
+    `y = (scale_offset + scale) x / sqrt(mean_square + epsilon) + bias` with the mean square of each example's features.
 
     The parameter `scale` is that of Flax: checkpoints load both ways. Unlike Flax's only the output is rounded to `dtype`, what a
     mask leaves out may be NaN, and the gradient keeps x alone. Initialization needs no bound `axis_name`.
@@ -33,6 +33,8 @@ class RMSNorm(nn.Module):
       fraction: of the features, the first of which are squared (pRMSNorm).
       scale_offset: added to the scale; 1 where it is kept as its difference from 1, with a `scale_init` of zeros.
       round_before_scale: whether what is normalized is rounded before it is multiplied by the scale, as in T5 and Llama.
+      use_bias: whether there is a bias, as in equinox. Not in Flax.
+      bias_init: initializer of the bias. Not in Flax.
       use_fast_variance: accepted and without effect: there is no other.
       force_float32_reductions: accepted and without effect: statistics are always computed in float32 or wider.
 
@@ -62,6 +64,8 @@ class RMSNorm(nn.Module):
     fraction: float = 1.0
     scale_offset: float | jax.Array = 0.0
     round_before_scale: bool = False
+    use_bias: bool = False
+    bias_init: Callable[..., Any] = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:

@@ -16,7 +16,7 @@ from jaxnorm.nnx._affine import AffineLayer
 class RMSNorm(AffineLayer):
     """RMS normalization: `jaxnorm.rms_norm` with Flax's arguments, parameters and call, in place of `flax.nnx.RMSNorm`.
 
-    `y = (scale_offset + scale) x / sqrt(mean_square + epsilon)` with the mean square of each example's features.
+    `y = (scale_offset + scale) x / sqrt(mean_square + epsilon) + bias` with the mean square of each example's features.
 
     The parameter `scale` is that of Flax: checkpoints load both ways. Unlike Flax's only the output is rounded to `dtype`, what a
     mask leaves out may be NaN, and the gradient keeps x alone.
@@ -37,6 +37,9 @@ class RMSNorm(AffineLayer):
       fraction: of the features, the first of which are squared (pRMSNorm).
       scale_offset: added to the scale; 1 where it is kept as its difference from 1, with a `scale_init` of zeros.
       round_before_scale: whether what is normalized is rounded before it is multiplied by the scale, as in T5 and Llama.
+      use_bias: whether there is a bias, as in equinox. Not in Flax.
+      bias_init: initializer of the bias. Not in Flax.
+      bias_metadata: metadata of the bias. Not in Flax.
       rngs: the streams, of which `params` gives the keys of the initializers.
       scale_metadata: metadata of the scale, as for its sharding.
 
@@ -72,20 +75,23 @@ class RMSNorm(AffineLayer):
         fraction: float = 1.0,
         scale_offset: float | jax.Array = 0.0,
         round_before_scale: bool = False,
+        use_bias: bool = False,
+        bias_init: Callable[..., jax.Array] = nnx.initializers.zeros,
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         """Makes the parameters; the arguments are those of the class."""
         super().__init__(
             num_features,
             use_scale=use_scale,
-            use_bias=False,
+            use_bias=use_bias,
             scale_init=scale_init,
-            bias_init=nnx.initializers.zeros,
+            bias_init=bias_init,
             param_dtype=param_dtype,
             rngs=rngs,
             scale_metadata=scale_metadata,
-            bias_metadata={},
+            bias_metadata=bias_metadata,
         )
         self.epsilon = epsilon
         self.dtype = dtype
