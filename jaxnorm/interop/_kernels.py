@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnorm._checks import check_type
 from jaxnorm._types import SpectralStats, WeightNormParams, wide_dtype
-from jaxnorm.interop._entries import Arrays, check_array, read_entries
+from jaxnorm.interop._entries import Arrays, Faults, check_array, read_entries
 
 
 def outputs_last(kernel: np.ndarray) -> np.ndarray:
@@ -22,13 +22,14 @@ def outputs_first(kernel: np.ndarray) -> np.ndarray:
     return np.transpose(kernel, (kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2)))
 
 
-def kernel_faults(names: Mapping[str, str], *, first: bool, gain_axes: bool = False) -> Any:
+def kernel_faults(names: Mapping[str, str], *, first: bool = False, gain_axes: bool = False, row: bool = False) -> Faults:
     """Returns what tells of a kernel that is no matrix or more, and of vectors that are not of its sizes.
 
     Args:
       names: the names of `kernel`, and of `gain`, `u` or `v`, those that there are.
       first: whether the kernel's outputs are on its first axis, or on the last.
       gain_axes: whether the gain has the kernel's axes, of size 1 but for the outputs.
+      row: whether u is a row, `[1, F]`, as in the modules of Flax, haiku and Keras.
     """
 
     def faults(arrays: Arrays) -> Iterator[str]:
@@ -41,8 +42,7 @@ def kernel_faults(names: Mapping[str, str], *, first: bool, gain_axes: bool = Fa
         outputs = shape[0 if first else -1]
         gain = (outputs, *(1 for _ in shape[1:])) if gain_axes else (outputs,)
         inputs = (arrays["kernel"].size // max(outputs, 1),)
-        # The modules of Flax, haiku and Keras have a row for u.
-        wanted = {"gain": gain, "u": (outputs,) if first else (1, outputs), "v": inputs, "sigma": ()}
+        wanted = {"gain": gain, "u": (1, outputs) if row else (outputs,), "v": inputs, "sigma": ()}
         for ours, array in arrays.items():
             if ours in wanted and array.shape != wanted[ours]:
                 yield f"{names[ours]!r} must have shape {list(wanted[ours])}, got {list(array.shape)}"
@@ -88,9 +88,9 @@ def spectral_norm_of(entries: Any, names: Mapping[str, str], of: str) -> tuple[j
 def spectral_norm_entries(kernel: Any, state: Any, names: Mapping[str, str]) -> Arrays:
     """Returns the entries of such a spectral norm, of which v is what the kernel makes of u."""
     kernel, u, _ = spectral_norm_arrays(kernel, state)
-    first = np.ascontiguousarray(outputs_first(kernel))
+    first, u = np.ascontiguousarray(outputs_first(kernel)), u.astype(kernel.dtype)
     v, _ = image(first, u)
-    return {names["kernel"]: first, names["u"]: u.astype(kernel.dtype), names["v"]: v.astype(kernel.dtype)}
+    return {names["kernel"]: first, names["u"]: u, names["v"]: v.astype(kernel.dtype)}
 
 
 def weight_norm_arrays(params: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -105,7 +105,7 @@ def weight_norm_arrays(params: Any) -> tuple[np.ndarray, np.ndarray | None]:
 def spectral_norm_arrays(kernel: Any, state: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns copies of a kernel `[..., F]`, of u, `[F]`, and of sigma, or raises if they do not fit each other."""
     u, sigma = spectral_state_arrays(state)
-    arrays = _checked({"kernel": kernel, "u": u[None]}, {"kernel": "params", "u": "state.u"})
+    arrays = _checked({"kernel": kernel, "u": u}, {"kernel": "params", "u": "state.u"})
     return arrays["kernel"], u, sigma
 
 
@@ -123,6 +123,6 @@ def _checked(parts: Mapping[str, Any], names: Mapping[str, str]) -> Arrays:
     for ours, part in parts.items():
         check_array(names[ours], part)
     arrays = {ours: np.array(part) for ours, part in parts.items()}
-    if wrong := list(kernel_faults(names, first=False)(arrays)):
+    if wrong := list(kernel_faults(names)(arrays)):
         raise ValueError("; ".join(wrong))
     return arrays

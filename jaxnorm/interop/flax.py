@@ -185,11 +185,11 @@ def _from(variables: Any, layer: str, use_scale: bool, use_bias: bool | None, la
     names = names_of(flax, layer, layers)
     if layer == "weight_norm":
         own = names if use_scale else {"kernel": names["kernel"]}
-        arrays = read_entries(variables, own, of=of, faults=_kernels.kernel_faults(names, first=False))
+        arrays = read_entries(variables, own, of=of, faults=_kernels.kernel_faults(names, row=True))
         gain = jnp.array(arrays["gain"]) if use_scale else None
         return WeightNormParams(jnp.array(arrays["kernel"]), gain)
     if layer == "spectral_norm":
-        arrays = read_entries(variables, names, of=of, faults=_kernels.kernel_faults(names, first=False))
+        arrays = read_entries(variables, names, of=of, faults=_kernels.kernel_faults(names, row=True))
         return jnp.array(arrays["kernel"]), _kernels.spectral_state(arrays["u"], arrays["sigma"])
     use_bias = layer != "rms_norm" if use_bias is None else use_bias
     arrays = read_affine(variables, names, of=of, use_scale=use_scale, use_bias=use_bias, one_axis=layer == "group_norm")

@@ -73,7 +73,7 @@ def from_keras(
     of = f"Keras's {layer}"
     names = names_of("Keras", layer, _LAYERS)
     if layer == "spectral_norm":
-        arrays = read_entries(entries, names, of=of, faults=_kernels.kernel_faults(names, first=False))
+        arrays = read_entries(entries, names, of=of, faults=_kernels.kernel_faults(names, row=True))
         first = _kernels.outputs_first(arrays["kernel"])
         _, sigma = _kernels.image(first, arrays["u"].reshape(-1))
         return jnp.array(arrays["kernel"]), _kernels.spectral_state(arrays["u"], sigma)
