@@ -131,7 +131,7 @@ def to_equinox(
       count: the updates that the averages have seen; None for so many that nothing is left of the start.
 
     Returns:
-      A dict of NumPy arrays by the names of `from_equinox`, for `eqx.tree_at` and `state.set`.
+      A dict of NumPy arrays by the names of `from_equinox`, for `eqx.tree_at` and `state.set`, which takes `int(it["counter"])`.
 
     Raises:
       ValueError: if equinox has no such layer; if parts are misshapen, or there is a state where the layer has none; if momentum

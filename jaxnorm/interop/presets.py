@@ -100,8 +100,8 @@ def _torch_batch_norm(eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = Tr
     return _with_parts({"momentum": old, "epsilon": eps, "unbiased": True}, affine, affine)
 
 
-def _torch_tracked(eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = False, count: Scalar | None = None) -> Options:
-    return _torch_batch_norm(eps, momentum, affine, count)
+def _torch_tracked(eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = False) -> Options:
+    return _torch_batch_norm(eps, 0.0 if momentum is None else momentum, affine)  # without one nothing is averaged there
 
 
 def _torch_instance_norm(eps: Scalar = 1e-5, affine: bool = False) -> Options:

@@ -48,7 +48,7 @@ def from_torch(
     `scale = weight`, `bias = bias`, `mean = running_mean`, `var = running_var`, as they are: inference gives the same. The
     running variance averages `var n / (n - 1)`; with `elements` = n it becomes that of the biased variance, as Flax averages it,
     `start + (var - start) (n - 1) / n`, of which `start = (1 - momentum)^num_batches_tracked` is what is left of the 1 that it
-    began with.
+    began with (0 for a tracked instance norm, whose updates PyTorch does not count).
 
     What the entries do not hold, `presets` gives: epsilon, the momentum, which is one minus ours, and `unbiased=True`, with which
     training goes on as in PyTorch.
@@ -115,8 +115,8 @@ def from_torch(
         one_axis=layer not in SEVERAL_AXES,
     )
     if elements is not None:
-        count = arrays.get("count")
-        arrays["var"] = _with_factor(arrays["var"], 1 / _bessel(elements), None if count is None else int(count), momentum)
+        count = _count_of(layer, arrays.get("count"))
+        arrays["var"] = _with_factor(arrays["var"], 1 / _bessel(elements), count, momentum)
     return containers(layer, arrays, scale_offset)
 
 
@@ -174,7 +174,7 @@ def to_torch(
     if tracked:
         count = None if count is None else check_size("count", count, low=0)
         if elements is not None:
-            arrays["var"] = _with_factor(arrays["var"], _bessel(elements), count, momentum)
+            arrays["var"] = _with_factor(arrays["var"], _bessel(elements), _count_of(layer, count), momentum)
         arrays["count"] = np.array(count or 0, np.int64)
     return {{**names, **_COUNT}[ours]: array for ours, array in arrays.items()}
 
@@ -190,6 +190,11 @@ def _check_elements(elements: Any, tracked: bool, of: str) -> None:
     check_size("elements", elements, low=2)
     if not tracked:
         raise ValueError(f"elements must be left out, since {of} has no running variance, got {elements}")
+
+
+def _count_of(layer: str, count: Any) -> int | None:
+    """Returns how many updates the averages have seen, if that is known: PyTorch's instance norm does not count them."""
+    return int(count) if count is not None and layer == "batch_norm" else None
 
 
 def _bessel(elements: int) -> float:

@@ -43,11 +43,12 @@ class Outcome(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A layer that keeps its parameters and state: what `from_` takes, a step of training, and inference."""
+    """A layer that keeps its parameters and state: what `from_` takes, a step of training, inference, and what `to_` gives."""
 
     entries: Callable[[], dict[str, Any]]
     step: Callable[[np.ndarray, np.ndarray], Outcome]
     infer: Callable[[np.ndarray], np.ndarray]
+    load: Callable[[dict[str, Any]], Any]
 
 
 def numbers(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -103,6 +104,7 @@ def torch_peer(layer: str, shape: tuple[int, ...], dtype: Any) -> Peer:
         lambda: {name: value.numpy() for name, value in module.state_dict().items()},
         step,
         lambda x: taken(module.eval()(given(x))),
+        lambda entries: module.load_state_dict({name: torch.from_numpy(array) for name, array in entries.items()}),
     )
 
 
@@ -115,9 +117,13 @@ def in_jax(
     params: Any,
     state: Any,
     gradients: Callable[[Any], dict[str, Any]],
+    loaded: Callable[[dict[str, Any], Any], tuple[Any, Any]],
     dtype: Any,
 ) -> Peer:
     kept = [params, state]
+
+    def load(entries: dict[str, Any]) -> None:
+        kept[:] = loaded(jax.tree.map(jnp.asarray, entries), kept[1])
 
     def step(x: np.ndarray, g: np.ndarray) -> Outcome:
         params, state = kept
@@ -127,7 +133,7 @@ def in_jax(
         kept[:] = [jax.tree.map(lambda p, d: (p - RATE * d).astype(p.dtype), params, of_params), new]
         return Outcome(y, dx, gradients(of_params))
 
-    return Peer(lambda: to_numpy(entries(*kept)), step, lambda x: apply(*kept, jnp.asarray(x, dtype), False)[0])
+    return Peer(lambda: to_numpy(entries(*kept)), step, lambda x: apply(*kept, jnp.asarray(x, dtype), False)[0], load)
 
 
 def keras_peer(layer: str, shape: tuple[int, ...], dtype: Any) -> Peer:
@@ -156,6 +162,7 @@ def keras_peer(layer: str, shape: tuple[int, ...], dtype: Any) -> Peer:
         [v.value for v in module.trainable_variables],
         [v.value for v in module.non_trainable_variables],
         lambda found: {names[name]: value for name, value in zip(trained, found, strict=True)},
+        lambda entries, _: ([entries[name] for name in trained], [entries[name] for name in others]),
         dtype,
     )
 
@@ -188,6 +195,10 @@ def haiku_peer(layer: str, shape: tuple[int, ...], dtype: Any) -> Peer:
         params,
         state,
         lambda found: {"bias" if own == "offset" else own: part.reshape(-1) for own, part in found[name].items()},
+        lambda entries, _: (
+            {name: {own: part for own, part in entries.items() if own in ("scale", "offset")}},
+            {f"{name}/~/{part}": entries[part] for part in ("mean_ema", "var_ema") if part in entries},
+        ),
         dtype,
     )
 
@@ -226,8 +237,16 @@ def equinox_peer(layer: str, shape: tuple[int, ...], dtype: Any) -> Peer:
         mean, var = state.get(norm.batch_state_index)
         return {**params, "mean": mean, "var": var, "counter": state.get(norm.batch_counter)}
 
+    def loaded(entries: dict[str, Any], state: Any) -> tuple[Any, Any]:
+        params = {name: entries[name] for name in ("weight", "bias")}
+        if layer != "batch_norm":
+            return params, state
+        state = state.set(norm.batch_state_index, (entries["mean"], entries["var"]))
+        return params, state.set(norm.batch_counter, int(entries["counter"]))
+
     params = {"weight": norm.weight, "bias": norm.bias}
-    return in_jax(entries, apply, params, start, lambda found: {"scale": found["weight"], "bias": found["bias"]}, dtype)
+    gradients = lambda found: {"scale": found["weight"], "bias": found["bias"]}  # noqa: E731
+    return in_jax(entries, apply, params, start, gradients, loaded, dtype)
 
 
 PEERS: dict[str, Callable[[str, tuple[int, ...], Any], Peer]] = {
@@ -270,7 +289,9 @@ def imported(peer: str, layer: str, entries: dict[str, Any]) -> tuple[Any, Any]:
 
 def exported(peer: str, layer: str, params: Any, state: Any, *, count: int, ndim: int) -> dict[str, Any]:
     """The entries of the peer's layer that has seen so many updates."""
-    own: dict[str, Any] = {"torch": {"count": count} if state is not None else {}, "keras": {}, "equinox": {}, "haiku": {}}[peer]
+    own: dict[str, Any] = {"torch": {"count": count} if layer == "batch_norm" else {}, "keras": {}, "equinox": {}, "haiku": {}}[
+        peer
+    ]
     if peer in ("haiku", "equinox") and layer == "batch_norm":
         own = {"decay_rate" if peer == "haiku" else "momentum": DECAY, "count": count}
     if peer == "haiku":
@@ -318,6 +339,7 @@ def ours(peer: str, layer: str, params: Any, state: Any, count: int, dtype: Any,
         lambda: {**kept[0]._asdict(), **({} if kept[1] is None else kept[1]._asdict())},
         step,
         lambda x: apply(kept[0], kept[1], jnp.asarray(x, dtype), kept[2], False)[0],
+        lambda _: None,
     )
 
 

@@ -42,6 +42,7 @@ def test_options_are_those_of_the_function_and_of_the_modules(peer, layer):
         ("torch", "batch_norm", {}, {"momentum": 0.9, "epsilon": 1e-5, "unbiased": True}),
         ("torch", "batch_norm", {"momentum": 0.25, "eps": 1e-3}, {"momentum": 0.75, "epsilon": 1e-3, "unbiased": True}),
         ("torch", "batch_norm", {"momentum": None, "count": 0}, {"momentum": 0.0, "epsilon": 1e-5, "unbiased": True}),
+        ("torch", "tracked_instance_norm", {"momentum": None}, {"momentum": 1.0, "epsilon": 1e-5, "unbiased": True}),
         ("torch", "rms_norm", {}, {"epsilon": float(np.finfo(np.float32).eps)}),
         ("torch", "rms_norm", {"dtype": jnp.bfloat16}, {"epsilon": float(np.finfo(np.float32).eps)}),
         ("torch", "rms_norm", {"eps": 1e-6}, {"epsilon": 1e-6}),

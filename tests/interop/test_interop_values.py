@@ -138,8 +138,10 @@ def test_the_factor_of_bessel(momentum):
     np.testing.assert_allclose(back["running_var"], unbiased, rtol=1e-6)
     fresh = to_torch(params, state._replace(var=jnp.ones(C)), count=0)
     assert np.all(from_torch(fresh, elements=elements, momentum=momentum)[1].var == 1)
-    no_count = to_torch(params, state, elements=elements)["running_var"]
-    np.testing.assert_allclose(no_count, np.asarray(state.var) * 1.25, rtol=1e-6)
+    no_count = to_torch(params, state, elements=elements)
+    np.testing.assert_allclose(no_count["running_var"], np.asarray(state.var) * 1.25, rtol=1e-6)
+    _, of_instances = from_torch(no_count, layer="tracked_instance_norm", elements=elements)  # which PyTorch does not count
+    np.testing.assert_allclose(of_instances.var, state.var, rtol=1e-6)
 
 
 def test_axes_of_kernels_of_pytorch():
