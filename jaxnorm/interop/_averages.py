@@ -20,7 +20,7 @@ def debiased_momentum(decay: Any, count: Scalar) -> Scalar:
         return 0.0
     if is_concrete(count):
         number = float(count)
-        return decay * _forgotten(decay, number) / _forgotten(decay, number + 1)
+        return decay * share_of_updates(decay, number) / share_of_updates(decay, number + 1)
     count = jnp.asarray(count, float)
     past, now = (-jnp.expm1(updates * jnp.asarray(math.log(decay), count.dtype)) for updates in (count, count + 1))
     return decay * past / now
@@ -34,9 +34,11 @@ def cumulative_momentum(count: Scalar) -> Scalar:
     return count / (count + 1)
 
 
-def share_of_updates(decay: float, count: int) -> float:
-    """Returns `1 - decay^count`, by which hidden averages are divided; 1 before the first."""
-    return _forgotten(decay, float(count)) if count else 1.0
+def share_of_updates(decay: float, count: float) -> float:
+    """Returns `1 - decay^count`, by which hidden averages are divided: what is not of their start."""
+    if decay == 0 or count == 0:
+        return float(count > 0)
+    return -math.expm1(count * math.log(decay))
 
 
 def check_decay(name: str, decay: Any) -> float:
@@ -46,7 +48,3 @@ def check_decay(name: str, decay: Any) -> float:
         raise TypeError(f"{name} must be a number in [0, 1), got a traced one")
     check_number(name, decay, low=0, high=1, open_high=True)
     return float(decay)
-
-
-def _forgotten(decay: float, updates: float) -> float:
-    return 1.0 - float(updates == 0) if decay == 0 else -math.expm1(updates * math.log(decay))

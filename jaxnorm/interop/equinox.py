@@ -42,7 +42,8 @@ def from_equinox(
     momentum of 0.99 by 99 after the first and by 0.58 after 100. With `debias_var` it is
     `(var - momentum^counter) / (1 - momentum^counter)`, the average of the batches' alone.
 
-    In mode "ema" the averages are as inference uses them; equinox normalizes by them in training too, which no layer here does.
+    In mode "ema", equinox's default, the averages are as inference uses them; equinox normalizes by them in training too, which
+    no layer here does.
 
     - weight norm: the direction `[out, in, ...]` becomes `[..., in, out]`, and the gain `[out, 1, ...]` `[out]`.
     - spectral norm: the kernel likewise; u is the state's, with `sigma = u^T W v`, and v is not needed, as in `from_torch`.
@@ -98,7 +99,7 @@ def from_equinox(
         decay, count = check_decay("momentum", momentum), check_size("counter", int(arrays["count"]), low=0)
         if debias_var and not count:
             raise ValueError(f"entries of {of}: 'counter' must be at least 1 for debias_var, got 0")
-        share = share_of_updates(decay, count)
+        share = share_of_updates(decay, count) or 1.0  # before the first update equinox takes them as they are
         start = 1 - share if debias_var else 0.0
         arrays["mean"] = _times(arrays["mean"], 1 / share)
         arrays["var"] = _times(arrays["var"] - np.asarray(start, arrays["var"].dtype), 1 / share)
@@ -159,7 +160,7 @@ def to_equinox(
         entries["first_time"] = np.array(False)
     elif layer == "batch_norm":
         if count is not None:
-            share = share_of_updates(check_decay("momentum", momentum), check_size("count", count, low=0))
+            share = share_of_updates(check_decay("momentum", momentum), check_size("count", count, low=0)) or 1.0
             entries |= {name: _times(entries[name], share) for name in ("mean", "var")}
         entries["counter"] = np.array(UPDATES if count is None else count, np.int32)
     return entries

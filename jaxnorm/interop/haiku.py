@@ -145,14 +145,14 @@ def to_haiku(
     if layer == "batch_norm":
         if count is not None and decay_rate is None:
             raise ValueError(f"decay_rate must be given with a count, got {decay_rate!r} and {count!r}")
-        share = 1.0
+        share, counter = 1.0, UPDATES
         if count is not None:
-            share = share_of_updates(check_decay("decay_rate", decay_rate), check_size("count", count, low=0)) if count else 0.0
-        counter = np.array(UPDATES if count is None else count, np.int32)
+            counter = check_size("count", count, low=0)
+            share = share_of_updates(check_decay("decay_rate", decay_rate), counter)
         for ours, name in (("mean", "mean_ema"), ("var", "var_ema")):
             average = arrays[ours]
             hidden = average * np.asarray(share, average.dtype)
-            entries[name] = {"hidden": hidden, "average": average, "counter": counter.copy()}
+            entries[name] = {"hidden": hidden, "average": average, "counter": np.array(counter, np.int32)}
     return entries
 
 

@@ -82,8 +82,8 @@ def from_keras(
         for ours, own in (("mean", "renorm_mean"), ("std", "renorm_std")):
             if not np.array_equal(arrays[ours], arrays[own], equal_nan=True):
                 raise ValueError(
-                    f"entries of {of}: {names[own]!r} must be {names[ours]!r}, since one average serves both here, got "
-                    f"{arrays[own].tolist()} and {arrays[ours].tolist()}, as of a renorm_momentum that is not the momentum"
+                    f"entries of {of}: {names[own]!r} must be {names[ours]!r}, since one average serves both here, but "
+                    f"differs by up to {np.abs(arrays[ours] - arrays[own]).max():g}, as after a renorm_momentum of its own"
                 )
     return containers(layer, arrays, scale_offset)
 

@@ -36,7 +36,8 @@ def presets(peer: str, layer: str = "batch_norm", *, module: bool = False, **arg
     - torch: `rms_norm` has the smallest step of x's type at 1 as its epsilon, of float32 for narrower types: give `dtype`.
       `instance_norm` has neither scale nor bias by default. Weight norm divides by the length, without an epsilon.
     - keras: `batch_renorm` limits nothing by default, and `renorm_clipping` must have `rmin = 1 / rmax`.
-    - equinox: mode "ema" normalizes by the running averages in training, which no layer here does. Its RMS norm has a bias.
+    - equinox: mode "batch" is meant; "ema", which is its default with a warning, normalizes by the running averages in training,
+      which no layer here does. Its RMS norm has a bias.
     - spectral norm: PyTorch and equinox begin a step with v where we begin with u, and take none in inference, as Keras; it is
       the same once the iteration has converged. Keras overwrites the kernel.
 
@@ -90,22 +91,24 @@ def _with_parts(options: Options, scale: bool = True, bias: bool = True, *, bias
     return options | parts | ({} if bias == bias_by_default else {"use_bias": bool(bias)})
 
 
-def _torch_batch_norm(eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = True, count: Scalar | None = None) -> Options:
+def _torch_batch_norm(
+    eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = True, bias: bool = True, count: Scalar | None = None
+) -> Options:
     if momentum is not None:
         old = 1 - check_scalar("momentum", momentum, low=0, high=1)
     elif count is None:
         raise ValueError("count must be given with a momentum of None: the updates that the averages have seen")
     else:
         old = cumulative_momentum(check_scalar("count", count, low=0))
-    return _with_parts({"momentum": old, "epsilon": eps, "unbiased": True}, affine, affine)
+    return _with_parts({"momentum": old, "epsilon": eps, "unbiased": True}, affine, affine and bias)
 
 
-def _torch_tracked(eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = False) -> Options:
-    return _torch_batch_norm(eps, 0.0 if momentum is None else momentum, affine)  # without one nothing is averaged there
+def _torch_tracked(eps: Scalar = 1e-5, momentum: Any = 0.1, affine: bool = False, bias: bool = True) -> Options:
+    return _torch_batch_norm(eps, 0.0 if momentum is None else momentum, affine, bias)  # without one nothing is averaged there
 
 
-def _torch_instance_norm(eps: Scalar = 1e-5, affine: bool = False) -> Options:
-    return _with_parts({"epsilon": eps}, affine, affine)
+def _torch_instance_norm(eps: Scalar = 1e-5, affine: bool = False, bias: bool = True) -> Options:
+    return _with_parts({"epsilon": eps}, affine, affine and bias)
 
 
 def _torch_layer_norm(eps: Scalar = 1e-5, elementwise_affine: bool = True, bias: bool = True) -> Options:
@@ -117,8 +120,8 @@ def _torch_rms_norm(eps: Scalar | None = None, elementwise_affine: bool = True, 
     return _with_parts({"epsilon": float(jnp.finfo(wide).eps) if eps is None else eps}, elementwise_affine)
 
 
-def _torch_group_norm(num_groups: int, eps: Scalar = 1e-5, affine: bool = True) -> Options:
-    return _with_parts({"num_groups": num_groups, "epsilon": eps}, affine, affine)
+def _torch_group_norm(num_groups: int, eps: Scalar = 1e-5, affine: bool = True, bias: bool = True) -> Options:
+    return _with_parts({"num_groups": num_groups, "epsilon": eps}, affine, affine and bias)
 
 
 def _no_epsilon() -> Options:

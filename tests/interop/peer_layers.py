@@ -398,7 +398,7 @@ if __name__ == "__main__":
             for dtype in (np.float64, np.float32):
                 with jax.enable_x64(dtype is np.float64):
                     random = np.random.default_rng(1)
-                    runs = [differences(peer, layer, random_shape(layer, random), dtype, seed=100 * i) for i in range(6)]
+                    runs = [differences(peer, layer, random_shape(layer, random), dtype, seed=100 * i) for i in range(4)]
                 parts = ("y", "statistics", "gradients", "parameters", "inference")
                 cells = (f"{max(run[part] for run in runs):.0e}" if part in runs[0] else "-" for part in parts)
                 print(f"| {peer} | {layer} | {np.dtype(dtype).name} | {' | '.join(cells)} |", flush=True)

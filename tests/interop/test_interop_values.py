@@ -309,6 +309,14 @@ def test_several_axes():
             to(params, state)
 
 
+@pytest.mark.parametrize("peer", ["linen", "nnx"])
+def test_complex_statistics(peer):
+    params, state = parts_of(peer, "batch_norm")
+    state = state._replace(mean=np.asarray(state.mean) * np.complex64(1j))
+    found = take(peer, "batch_norm", export(peer, "batch_norm", params, state))
+    assert_same(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, (params, state)))
+
+
 # Keras
 
 
