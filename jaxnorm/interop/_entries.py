@@ -56,8 +56,8 @@ def check_array(name: str, value: Any, *, number: bool = False) -> None:
         raise TypeError(f"{name} must be a NumPy array of {kind}, got {reprlib.repr(value)} ({type(value).__name__})")
     if not is_concrete(value):
         raise TypeError(f"{name} must be a concrete array of {kind}, got a traced {value.dtype}{list(value.shape)}")
-    known = value.dtype in (jnp.bool_,) or jnp.issubdtype(value.dtype, jnp.integer)
-    if known != number or not (known or jnp.issubdtype(value.dtype, jnp.inexact)):
+    wanted = (jnp.integer, jnp.bool_) if number else (jnp.inexact,)
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in wanted):
         raise TypeError(f"{name} must be an array of {kind}, got {value.dtype}{list(value.shape)}")
 
 

@@ -1,6 +1,8 @@
 """Layers of PyTorch, Keras, haiku and equinox, trained, imported, and trained on beside ours with their presets; and back."""
 
 import importlib
+import inspect
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from interop.peer_layers import GROUPS, LAYERS, PEERS, difference, differences, 
 
 import jaxnorm
 from jaxnorm.interop import from_equinox, from_haiku, from_keras, from_torch, presets, to_equinox, to_haiku, to_torch
+from jaxnorm.interop.presets import _PEERS
 
 pytestmark = pytest.mark.slow
 SHAPE = (5, 3, 2, 2 * GROUPS)
@@ -229,3 +232,70 @@ def test_mode_ema_of_equinox_in_inference():
     wanted, _ = jax.vmap(frozen, (0, None), (0, None), "batch")(x, start)
     got, _ = jaxnorm.batch_norm(params, state, x, train=False)
     assert difference(got, wanted) < 1e-12
+
+
+# Arguments
+
+
+OF_PEERS: dict[str, dict[str, str]] = {
+    "torch": {
+        "batch_norm": "nn.BatchNorm2d",
+        "tracked_instance_norm": "nn.InstanceNorm2d",
+        "instance_norm": "nn.InstanceNorm2d",
+        "layer_norm": "nn.LayerNorm",
+        "rms_norm": "nn.RMSNorm",
+        "group_norm": "nn.GroupNorm",
+        "weight_norm": "nn.utils.parametrizations.weight_norm",
+        "spectral_norm": "nn.utils.parametrizations.spectral_norm",
+    },
+    "keras": {
+        "batch_norm": "layers.BatchNormalization",
+        "batch_renorm": "layers.BatchNormalization",
+        "layer_norm": "layers.LayerNormalization",
+        "rms_norm": "layers.RMSNormalization",
+        "group_norm": "layers.GroupNormalization",
+        "instance_norm": "layers.GroupNormalization",
+        "spectral_norm": "layers.SpectralNormalization",
+    },
+    "haiku": {
+        "batch_norm": "BatchNorm",
+        "layer_norm": "LayerNorm",
+        "rms_norm": "RMSNorm",
+        "group_norm": "GroupNorm",
+        "instance_norm": "InstanceNorm",
+        "spectral_norm": "SpectralNorm",
+    },
+    "equinox": {
+        "batch_norm": "nn.BatchNorm",
+        "layer_norm": "nn.LayerNorm",
+        "rms_norm": "nn.RMSNorm",
+        "group_norm": "nn.GroupNorm",
+        "weight_norm": "nn.WeightNorm",
+        "spectral_norm": "nn.SpectralNorm",
+    },
+    "flax": {
+        "batch_norm": "linen.BatchNorm",
+        "layer_norm": "linen.LayerNorm",
+        "rms_norm": "linen.RMSNorm",
+        "group_norm": "linen.GroupNorm",
+        "instance_norm": "linen.InstanceNorm",
+        "weight_norm": "linen.WeightNorm",
+        "spectral_norm": "linen.SpectralNorm",
+    },
+}
+OURS_ALONE = ("count", "dtype")
+
+
+@pytest.mark.parametrize("peer", OF_PEERS)
+def test_arguments_and_defaults_of_presets_are_those_of_the_peer(peer):
+    package = pytest.importorskip(peer)
+    importlib.import_module({"keras": "keras.layers", "flax": "flax.linen"}.get(peer, peer))
+    assert OF_PEERS[peer].keys() == _PEERS[peer].keys()
+    for layer, name in OF_PEERS[peer].items():
+        theirs = inspect.signature(operator.attrgetter(name)(package)).parameters
+        for argument, parameter in inspect.signature(_PEERS[peer][layer]).parameters.items():
+            if argument in OURS_ALONE:
+                continue
+            default = theirs[argument].default
+            if default is not inspect.Parameter.empty and (peer, argument) != ("equinox", "mode"):
+                assert parameter.default == default, (layer, argument)
