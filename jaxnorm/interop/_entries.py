@@ -57,7 +57,7 @@ def check_array(name: str, value: Any, *, number: bool = False) -> None:
     if not is_concrete(value):
         raise TypeError(f"{name} must be a concrete array of {kind}, got a traced {value.dtype}{list(value.shape)}")
     wanted = (jnp.integer, jnp.bool_) if number else (jnp.inexact,)
-    if not any(jnp.issubdtype(value.dtype, kind) for kind in wanted):
+    if not any(jnp.issubdtype(value.dtype, family) for family in wanted):
         raise TypeError(f"{name} must be an array of {kind}, got {value.dtype}{list(value.shape)}")
 
 

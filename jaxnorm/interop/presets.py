@@ -38,8 +38,8 @@ def presets(peer: str, layer: str = "batch_norm", *, module: bool = False, **arg
     - keras: `batch_renorm` limits nothing by default, and `renorm_clipping` must have `rmin = 1 / rmax`.
     - equinox: mode "batch" is meant; "ema", which is its default with a warning, normalizes by the running averages in training,
       which no layer here does. Its RMS norm has a bias.
-    - spectral norm: PyTorch and equinox begin a step with v where we begin with u, and take none in inference, as Keras; it is
-      the same once the iteration has converged. Keras overwrites the kernel.
+    - spectral norm: PyTorch and equinox begin a step with v where we begin with u, and take none in inference, as Keras: the two
+      are half a step apart, and the same once the iteration has converged. Keras overwrites the kernel.
 
     Args:
       peer: `"torch"`, `"keras"`, `"haiku"`, `"equinox"` or `"flax"`.
