@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Plan(NamedTuple):
 def read_entries(name: str, source: Any) -> dict[str, np.ndarray]:
     """Returns a state_dict as NumPy arrays, read from a file if it is a path."""
     if not isinstance(source, Mapping):
-        if not isinstance(source, str | bytes) and not hasattr(source, "__fspath__"):
+        if not isinstance(source, str | Path):
             raise TypeError(
                 f"{name} must be a dict of NumPy arrays or the path of a safetensors file, got {type(source).__name__}"
             )

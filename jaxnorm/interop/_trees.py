@@ -52,7 +52,7 @@ def _of_linen_variables(name: str, variables: Mapping[str, Any]) -> Tree:
     def filled(values: Mapping[str, np.ndarray]) -> Any:
         def fill(path: tuple[Any, ...], leaf: Any) -> Any:
             inner = _inner_path(path)
-            return _array_like(leaf, values[inner]) if inner in values else leaf
+            return leaf if inner is None or inner not in values else _array_like(leaf, values[inner])
 
         return jax.tree.map_with_path(fill, variables)
 

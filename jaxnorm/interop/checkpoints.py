@@ -112,21 +112,22 @@ def _is_norm(parts: Mapping[str, np.ndarray]) -> bool:
 
 def _summary(path: str, parts: Mapping[str, np.ndarray]) -> NormSummary:
     mean, var, scale = (_first(parts, names) for names in (_MEANS, _VARIANCES, _SCALES))
+    if mean is None or var is None:
+        mean = var = None
     wide = [array.astype(np.float64) for array in (mean, var, scale, parts.get("bias")) if array is not None]
     ill: dict[tuple[int, ...], Any] = {}
     for array in wide:
         ill[array.shape] = ill.get(array.shape, False) | ~np.isfinite(array)
-    statistics = mean is not None and var is not None
     counted = parts.get(COUNTER)
     return NormSummary(
         path=path,
         shape=wide[0].shape,
-        mean=_range(mean) if statistics else None,
-        var=_range(var) if statistics else None,
+        mean=_range(mean),
+        var=_range(var),
         scale=_range(scale),
-        dead=int(np.sum(var < DEAD_VARIANCE)) if statistics else 0,
+        dead=0 if var is None else int(np.sum(var < DEAD_VARIANCE)),
         not_finite=int(sum(mask.sum() for mask in ill.values())),
-        never_updated=int(np.sum((mean == 0) & (var == 1))) if statistics else 0,
+        never_updated=0 if mean is None or var is None else int(np.sum((mean == 0) & (var == 1))),
         batches=None if counted is None else int(counted),
     )
 

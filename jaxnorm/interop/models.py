@@ -159,7 +159,7 @@ def variables_from_torch(
 
     It is what `python -m jaxnorm convert` writes. The layouts are those of `from_torch_model`, as far as the entries alone tell:
     `weight` with three axes or more is a convolution's, with two a dense layer's, with one a norm's. Names become paths:
-    `layer1.0.conv1.weight` is `params/layer1/0/conv1/kernel`. With a model at hand `from_torch_model` knows more, and checks more.
+    `layer1.0.conv1.weight` is `params/layer1/0/conv1/kernel`. With a model at hand `from_torch_model` knows and checks more.
 
     Args:
       source: as for `from_torch_model`.
