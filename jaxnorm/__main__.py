@@ -1,11 +1,13 @@
-"""The command line, `python -m jaxnorm` or `jaxnorm`: the functions, experiments, the benchmark, and what is installed."""
+"""The command line, `python -m jaxnorm` or `jaxnorm`: functions, experiments, the benchmark, checkpoints, what is installed."""
 
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -86,6 +88,27 @@ def _make_parser() -> argparse.ArgumentParser:
     out = Path("results", "bench")
     command.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder to write to (default {out})")
     command.set_defaults(command=_bench)
+
+    command = commands.add_parser("convert", help="write a torch model's weights and statistics in the layout of Flax")
+    command.add_argument(
+        "source", metavar="IN.safetensors", type=Path, help="a state_dict, as safetensors.torch.save_file writes it"
+    )
+    command.add_argument(
+        "out", metavar="OUT", type=Path, help="a file, if it ends in .safetensors, else a folder for Orbax to write"
+    )
+    names = 'JSON file of names of torch modules, as regular expressions, and paths, as {"fc": "head/Dense_0"}; null leaves out'
+    command.add_argument("--names", type=Path, metavar="FILE", help=f"{names} (default: dots become slashes)")
+    command.add_argument(
+        "--transposed", nargs="+", default=(), metavar="NAME", help="transposed convolutions, as regular expressions"
+    )
+    command.add_argument("--embeddings", nargs="+", default=(), metavar="NAME", help="embeddings, as regular expressions")
+    command.set_defaults(command=_convert)
+
+    command = commands.add_parser(
+        "inspect", help="show the norm layers of a checkpoint: sizes, statistics, channels that are ill"
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a folder that Orbax wrote, or a safetensors file")
+    command.set_defaults(command=_inspect)
 
     command = commands.add_parser("info", help="show versions and devices")
     command.set_defaults(command=_info)
@@ -181,6 +204,61 @@ def _bench(options: argparse.Namespace) -> int:
     except RuntimeError as error:
         parser.exit(_FAILED, f"{parser.prog}: {error}\n")
     return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from jaxnorm.interop import variables_from_torch
+    from jaxnorm.interop._writing import write_variables
+
+    with _said_in_a_line("convert"):
+        names = None if options.names is None else _read_json(options.names)
+        variables, report = variables_from_torch(
+            options.source, names=names, transposed=options.transposed, embeddings=options.embeddings
+        )
+        write_variables(options.out, variables)
+    print(report)
+    print(f"Written to {options.out}")
+    return 0
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} must be a JSON file: {error}") from error
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from jaxnorm.interop import inspect_checkpoint
+
+    with _said_in_a_line("inspect"):
+        layers = inspect_checkpoint(options.checkpoint)
+    ills = ("dead", "not_finite", "never_updated")
+    head = ("layer", "channels", "running mean", "running variance", "scale", *(ill.replace("_", " ") for ill in ills))
+    table = Table(head[0], title=f"Norm layers of {options.checkpoint}", **_TITLED)
+    for name in head[1:]:
+        table.add_column(name, justify="right")
+    for layer in layers:
+        ranges = ("-" if found is None else "{:.3g} to {:.3g}".format(*found) for found in (layer.mean, layer.var, layer.scale))
+        counts = (Text(str(count), "red" if count else "dim") for count in (getattr(layer, ill) for ill in ills))
+        table.add_row(layer.path or "(outermost)", " x ".join(map(str, layer.shape)), *ranges, *counts)
+    console = make_console()
+    console.print(table)
+    for ill, what in zip(
+        ills, ("have a variance below 1e-7", "have NaN or infinite numbers", "are as in a new layer"), strict=True
+    ):
+        count = sum(getattr(layer, ill) for layer in layers)
+        console.print(f"{ill.replace('_', ' ')}: {count} channels {what}")
+    return 0
+
+
+@contextmanager
+def _said_in_a_line(command: str) -> Iterator[None]:
+    """Ends the process with what was wrong with files that it read or wrote."""
+    try:
+        yield
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        _Parser(prog=f"jaxnorm {command}").exit(_FAILED, f"jaxnorm {command}: {' '.join(str(error).split())}\n")
 
 
 def _info(_: argparse.Namespace) -> int:

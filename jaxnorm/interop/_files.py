@@ -60,7 +60,7 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Non
     library = _library()
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
-        unfinished.write_bytes(library.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        unfinished.write_bytes(library.numpy.save({name: np.asarray(a, order="C") for name, a in arrays.items()}))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

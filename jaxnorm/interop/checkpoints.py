@@ -128,7 +128,7 @@ def _summary(path: str, parts: Mapping[str, np.ndarray]) -> NormSummary:
         dead=0 if var is None else int(np.sum(var < DEAD_VARIANCE)),
         not_finite=int(sum(mask.sum() for mask in ill.values())),
         never_updated=0 if mean is None or var is None else int(np.sum((mean == 0) & (var == 1))),
-        batches=None if counted is None else int(counted),
+        batches=None if counted is None else int(np.max(counted, initial=0)),
     )
 
 

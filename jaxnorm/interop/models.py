@@ -206,7 +206,11 @@ def variables_from_torch(
     if not blanks:
         raise ValueError("source must have entries that names does not leave out, got none")
     at = [re.escape(path) for module in turned if (path := paths[module]) is not None]
-    return from_torch_model(entries, _nested(blanks), names={**names, **paths}, transposed=at)
+    variables, report = from_torch_model(entries, _nested(blanks), names={**names, **paths}, transposed=at)
+    by = {module: "names" if mapped(names, module) else "equal names" for module in modules}
+    return variables, report._replace(
+        matches=tuple(match._replace(by=by[match.torch.rpartition(".")[0]]) for match in report.matches)
+    )
 
 
 def _guessed(leaf: str, shape: tuple[int, ...], transposed: bool, embedding: bool) -> tuple[str, str, tuple[int, ...]]:
