@@ -9,6 +9,72 @@ Names = Mapping[str, str | None]
 """Regular expressions of the names of torch modules, and paths of the model, or None for modules or entries that are left out."""
 
 
+class NameMap(NamedTuple):
+    """A map of names.
+
+    Attributes:
+      paths: path or None by key.
+      patterns: the keys that are regular expressions.
+    """
+
+    paths: Mapping[str, str | None]
+    patterns: tuple[re.Pattern[str], ...]
+
+    def find(self, name: str) -> tuple[str, str | None] | None:
+        """Returns the key that a name fits, a name itself before expressions, and its path for it; None if it fits none."""
+        found = None if name in self.paths else next(filter(None, (p.fullmatch(name) for p in self.patterns)), None)
+        key = name if found is None else found.re.pattern
+        if key not in self.paths:
+            return None
+        path = self.paths[key]
+        try:
+            return key, path if path is None or found is None else found.expand(path)
+        except (re.error, IndexError) as error:
+            raise ValueError(f"names[{key!r}] must be a path, or refer to groups of its key, got {path!r}: {error}") from error
+
+    def refuses(self, name: str) -> bool:
+        """Whether a name is to be left out."""
+        found = self.find(name)
+        return found is not None and found[1] is None
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """Returns what is wrong with keys that no name fits, in lines."""
+        used = {found[0] for found in map(self.find, names) if found}
+        return [f"names has {key!r}, and there is no such module" for key in self.paths if key not in used]
+
+
+def name_map(names: Any) -> NameMap:
+    """Returns a map of names, or raises unless it is one."""
+    names = {} if names is None else names
+    if not isinstance(names, Mapping) or not all(isinstance(key, str) for key in names):
+        raise TypeError(f"names must be a dict of names of torch modules to paths, got {names!r}")
+    patterns = []
+    for key, path in names.items():
+        if path is not None and not isinstance(path, str):
+            raise TypeError(f"names[{key!r}] must be a path or None, got {path!r}")
+        try:
+            patterns.append(re.compile(key))
+        except re.error as error:
+            raise ValueError(f"names must have regular expressions as keys, got {key!r}: {error}") from error
+    return NameMap(names, tuple(patterns))
+
+
+def fitting(name: str, patterns: Any, candidates: Iterable[str], of: str) -> set[str]:
+    """Returns the candidates that regular expressions fit, or raises unless they are such and each fits one at least."""
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise TypeError(f"{name} must be a sequence of regular expressions, got {patterns!r}")
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            here = {candidate for candidate in candidates if re.fullmatch(pattern, candidate)}
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{name} must be regular expressions, got {pattern!r}: {error}") from error
+        if not here:
+            raise ValueError(f"{name} has {pattern!r}, and {of} has no such name")
+        found |= here
+    return found
+
+
 class Pairs(NamedTuple):
     """What belongs together.
 
@@ -23,7 +89,7 @@ class Pairs(NamedTuple):
     troubles: list[str]
 
 
-def pair_modules(modules: list[str], paths: dict[str, object], names: Names, fits: Callable[[str, str], bool]) -> Pairs:
+def pair_modules(modules: list[str], paths: dict[str, object], names: NameMap, fits: Callable[[str, str], bool]) -> Pairs:
     """Returns which module is which path.
 
     Args:
@@ -45,60 +111,10 @@ def pair_modules(modules: list[str], paths: dict[str, object], names: Names, fit
     return pairs
 
 
-def mapped(names: Names, name: str) -> tuple[str, str | None] | None:
-    """Returns the key of the map that a name fits, and the path that it gives for it; None if it fits none."""
-    key = name if name in names else next((key for key in names if _match(key, name)), None)
-    if key is None:
-        return None
-    template, found = names[key], _match(key, name)
-    if template is None or found is None:  # a name that stands there itself need not fit itself as an expression
-        return key, template
-    try:
-        return key, found.expand(template)
-    except (re.error, IndexError) as error:
-        raise ValueError(f"names[{key!r}] must be a path, or refer to groups of its key, got {template!r}: {error}") from error
-
-
-def check_names(names: object) -> Names:
-    """Returns a map of names, or raises unless it is one."""
-    if names is None:
-        return {}
-    if not isinstance(names, Mapping) or not all(isinstance(key, str) for key in names):
-        raise TypeError(f"names must be a dict of names of torch modules to paths, got {names!r}")
-    for key, path in names.items():
-        if path is not None and not isinstance(path, str):
-            raise TypeError(f"names[{key!r}] must be a path or None, got {path!r}")
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise ValueError(f"names must have regular expressions as keys, got {key!r}: {error}") from error
-    return names
-
-
-def fitting(name: str, patterns: Any, candidates: Iterable[str], of: str) -> set[str]:
-    """Returns the candidates that regular expressions fit, or raises unless they are such and each fits one at least."""
-    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
-        raise TypeError(f"{name} must be a sequence of regular expressions, got {patterns!r}")
-    found: set[str] = set()
-    for pattern in patterns:
-        try:
-            here = {candidate for candidate in candidates if re.fullmatch(pattern, candidate)}
-        except (re.error, TypeError) as error:
-            raise ValueError(f"{name} must be regular expressions, got {pattern!r}: {error}") from error
-        if not here:
-            raise ValueError(f"{name} has {pattern!r}, and {of} has no such name")
-        found |= here
-    return found
-
-
-def _match(key: str, name: str) -> re.Match[str] | None:
-    return re.fullmatch(key, name)
-
-
-def _take_mapped(pairs: Pairs, modules: list[str], paths: Mapping[str, object], names: Names) -> None:
+def _take_mapped(pairs: Pairs, modules: list[str], paths: Mapping[str, object], names: NameMap) -> None:
     by_name = _unique(paths)
     for module in modules:
-        if (found := mapped(names, module)) is None:
+        if (found := names.find(module)) is None:
             continue
         _, wanted = found
         path = wanted if wanted is None or wanted in paths else by_name.get(_plain(wanted))
@@ -109,7 +125,8 @@ def _take_mapped(pairs: Pairs, modules: list[str], paths: Mapping[str, object], 
 
 def _take_equal_names(pairs: Pairs, modules: list[str], paths: Mapping[str, object]) -> None:
     """Pairs what has equal names but for what stands between their parts, as `layer1.0.conv1` and `layer1_0/conv1`."""
-    free = [path for path in paths if path not in pairs.path.values()]
+    taken = set(pairs.path.values())
+    free = [path for path in paths if path not in taken]
     here, there = _unique([m for m in modules if m not in pairs.path]), _unique(free)
     for name in here.keys() & there.keys():
         pairs.path[here[name]], pairs.by[here[name]] = there[name], "equal names"
@@ -117,9 +134,9 @@ def _take_equal_names(pairs: Pairs, modules: list[str], paths: Mapping[str, obje
 
 def _take_shapes(pairs: Pairs, modules: list[str], paths: dict[str, object], fits: Callable[[str, str], bool]) -> None:
     """Pairs what fits nothing else; and of several that fit each other, those whose names differ in numbers, in order."""
-    places = defaultdict(list)
+    places, taken = defaultdict(list), set(pairs.path.values())
     for path, kind in paths.items():
-        if path not in pairs.path.values():
+        if path not in taken:
             places[kind].append(path)
     groups = defaultdict(list)
     for module in modules:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxnorm.interop._files import read_safetensors
 from jaxnorm.interop._layouts import COUNTER, Layout, layout_of, variable_of
-from jaxnorm.interop._names import Names, check_names, fitting, mapped, pair_modules
+from jaxnorm.interop._names import NameMap, fitting, pair_modules
 from jaxnorm.interop._trees import Tree
 from jaxnorm.interop.report import Match, ModelReport
 
@@ -94,7 +94,7 @@ def make_plan(
     entries: Mapping[str, np.ndarray],
     tree: Tree,
     *,
-    names: Names | None,
+    names: NameMap,
     transposed: Sequence[str] | None,
     keep: Sequence[str],
     check_values: bool,
@@ -104,10 +104,9 @@ def make_plan(
     `name` is what the entries are called in errors, `check_values` whether their values will go to the model; the rest is as for
     `from_torch_model`.
     """
-    names = check_names(names)
     chosen = fitting("keep", keep, {*tree.leaves, *_module_paths(tree)}, "the model")
     kept = tuple(path for path in tree.leaves if path in chosen or _split(path, "/")[0] in chosen)
-    refused = {entry for entry in entries if (mapped(names, entry) or ("", ""))[1] is None}
+    refused = set(filter(names.refuses, entries))
     sides = _Sides(
         entries,
         _grouped((entry for entry in entries if entry not in refused), "."),
@@ -116,7 +115,7 @@ def make_plan(
         _transposed_paths(tree, transposed),
     )
     pairs = pair_modules(list(sides.modules), sides.kinds(), names, sides.fits)
-    troubles = [*_unused(names, entries), *pairs.troubles]
+    troubles = [*names.unused([*entries, *(_split(entry, ".")[0] for entry in entries)]), *pairs.troubles]
     matches, layouts, left_out = [], [], []
     for entry, array in entries.items():
         module, leaf = _split(entry, ".")
@@ -147,12 +146,6 @@ def make_plan(
     if troubles:
         raise ValueError(f"{name} does not fit the model, and nothing was changed:\n  " + "\n  ".join(troubles))
     return Plan(ModelReport(tuple(matches), tuple(left_out), kept), tuple(layouts))
-
-
-def _unused(names: Names, entries: Iterable[str]) -> list[str]:
-    found = [mapped(names, name) for entry in entries for name in (entry, _split(entry, ".")[0])]
-    used = {key for key, _ in filter(None, found)}
-    return [f"names has {key!r}, and there is no such module" for key in names if key not in used]
 
 
 def _misfits(entry: str, array: np.ndarray, path: str, leaf: Any, layout: Layout, check_values: bool) -> list[str]:
@@ -205,4 +198,4 @@ def _split(name: str, separator: str) -> tuple[str, str]:
 
 
 def _described(name: str, array: Any) -> str:
-    return f"{name}, {array.dtype}{list(np.shape(array))},"
+    return f"{name} ({array.dtype}{list(np.shape(array))})"

@@ -29,6 +29,13 @@ class Tree(NamedTuple):
 
 def tree_of(name: str, model: Any) -> Tree:
     """Returns a model as a tree, or raises unless it is one."""
+    tree = _tree_of(name, model)
+    if not tree.leaves:
+        raise ValueError(f"{name} must have parameters or running statistics, got none")
+    return tree
+
+
+def _tree_of(name: str, model: Any) -> Tree:
     if isinstance(model, nnx.Module):
         return _of_nnx_model(model)
     if isinstance(model, nnx.State):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxnorm.interop._layouts import COUNTER
-from jaxnorm.interop._names import Names, check_names, fitting, mapped
+from jaxnorm.interop._names import NameMap, Names, fitting, name_map
 from jaxnorm.interop._plan import make_plan, read_entries
 from jaxnorm.interop._trees import tree_of
 from jaxnorm.interop.report import ModelReport
@@ -96,7 +96,13 @@ def from_torch_model(
       >>> report.matches[0].path, report.matches[0].layout, report.matches[0].by
       ('layers_0/kernel', '[out, in, ...] -> [..., in, out]', 'shape')
     """
-    entries, tree = read_entries("source", source), tree_of("model", model)
+    return _load(read_entries("source", source), model, name_map(names), transposed, keep)
+
+
+def _load(
+    entries: Mapping[str, np.ndarray], model: Any, names: NameMap, transposed: Sequence[str] | None, keep: Sequence[str]
+) -> tuple[Any, ModelReport]:
+    tree = tree_of("model", model)
     plan = make_plan("source", entries, tree, names=names, transposed=transposed, keep=keep, check_values=True)
     pairs = zip(plan.report.matches, plan.layouts, strict=True)
     return tree.filled({match.path: layout.to_flax(entries[match.torch]) for match, layout in pairs}), plan.report
@@ -144,7 +150,7 @@ def to_torch_model(
       True
     """
     entries, tree = read_entries("like", like), tree_of("model", model)
-    plan = make_plan("like", entries, tree, names=names, transposed=transposed, keep=keep, check_values=False)
+    plan = make_plan("like", entries, tree, names=name_map(names), transposed=transposed, keep=keep, check_values=False)
     made = {name: np.array(array) for name, array in entries.items()}
     for match, layout in zip(plan.report.matches, plan.layouts, strict=True):
         value = layout.to_torch(np.asarray(jax.device_get(tree.leaves[match.path])))
@@ -186,17 +192,20 @@ def variables_from_torch(
       >>> jax.tree.map(np.shape, variables)
       {'params': {'fc': {'bias': (2,), 'kernel': (3, 2)}}}
     """
-    entries = read_entries("source", source)
-    names = check_names(names)
+    entries, given = read_entries("source", source), name_map(names)
     modules = {name.rpartition(".")[0] for name in entries}
-    paths = {module: found[1] if (found := mapped(names, module)) else module.replace(".", "/") for module in modules}
+    if wrong := given.unused([*entries, *modules]):
+        raise ValueError("; ".join(wrong))
     turned = fitting("transposed", transposed, modules, "source")
     embedded = fitting("embeddings", embeddings, modules, "source")
+    found = {module: given.find(module) for module in modules}
+    paths = {module: key_and_path[1] if key_and_path else module.replace(".", "/") for module, key_and_path in found.items()}
+    paths |= dict.fromkeys(filter(given.refuses, entries))
     blanks: dict[str, jax.ShapeDtypeStruct] = {}
     for name, array in entries.items():
         module, _, leaf = name.rpartition(".")
-        path, left_out = paths[module], (mapped(names, name) or ("", ""))[1] is None
-        if path is None or left_out or leaf == COUNTER:
+        path = paths.get(name, paths[module])
+        if path is None or leaf == COUNTER:
             continue
         collection, variable, shape = _guessed(leaf, array.shape, module in turned, module in embedded)
         full = "/".join(part for part in (collection, path, variable) if part)
@@ -206,8 +215,8 @@ def variables_from_torch(
     if not blanks:
         raise ValueError("source must have entries that names does not leave out, got none")
     at = [re.escape(path) for module in turned if (path := paths[module]) is not None]
-    variables, report = from_torch_model(entries, _nested(blanks), names={**names, **paths}, transposed=at)
-    by = {module: "names" if mapped(names, module) else "equal names" for module in modules}
+    variables, report = _load(entries, _nested(blanks), NameMap(paths, ()), at, ())
+    by = {module: "names" if found[module] else "equal names" for module in modules}
     return variables, report._replace(
         matches=tuple(match._replace(by=by[match.torch.rpartition(".")[0]]) for match in report.matches)
     )
