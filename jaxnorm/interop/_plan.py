@@ -144,7 +144,9 @@ def make_plan(
         if path not in reached and path not in kept:
             troubles.append(f"missing: the model's {_described(path, leaf)} has no entry")
     if troubles:
-        raise ValueError(f"{name} does not fit the model, and nothing was changed:\n  " + "\n  ".join(troubles))
+        unpaired = len(pairs.path) < len(sides.modules) and set(sides.variables) - set(pairs.path.values())
+        hint = " (names says which module is which path where that is not clear)" if unpaired else ""
+        raise ValueError(f"{name} does not fit the model, and nothing was changed{hint}:\n  " + "\n  ".join(troubles))
     return Plan(ModelReport(tuple(matches), tuple(left_out), kept), tuple(layouts))
 
 
@@ -155,20 +157,19 @@ def _misfits(entry: str, array: np.ndarray, path: str, leaf: Any, layout: Layout
         return [f"misshapen: {entry} must be {wanted}, got {list(array.shape)}"]
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return [f"of another type: {entry} must hold floating point numbers, got {array.dtype}{list(array.shape)}"]
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return [f"of another type: the model's {_described(path, leaf)} must hold floating point numbers for {entry}"]
     if not check_values:
         return []
     finite = np.isfinite(array)
     if not finite.all():
         return [f"not finite: {entry} has {np.sum(~finite)} of {array.size} numbers that are NaN or infinite"]
-    if path.rpartition("/")[2] == "var" and np.any(array < 0):
-        return [f"negative: {entry} must hold variances, got {array.min():g}"]
-    if np.any(abs(array) > _largest(leaf.dtype)):
-        return [f"too large: {entry} has numbers up to {abs(array).max():g}, more than the model's {leaf.dtype} holds"]
+    least, most = float(np.min(array, initial=0)), float(np.max(abs(array), initial=0))
+    if path.rpartition("/")[2] == "var" and least < 0:
+        return [f"negative: {entry} must hold variances, got {least:g}"]
+    if most > float(jnp.finfo(leaf.dtype).max):
+        return [f"too large: {entry} has numbers up to {most:g}, more than the model's {leaf.dtype} holds"]
     return []
-
-
-def _largest(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).max)
 
 
 def _transposed_paths(tree: Tree, transposed: Sequence[str] | None) -> set[str]:

@@ -32,6 +32,9 @@ def tree_of(name: str, model: Any) -> Tree:
     tree = _tree_of(name, model)
     if not tree.leaves:
         raise ValueError(f"{name} must have parameters or running statistics, got none")
+    for path, leaf in tree.leaves.items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(f"{name} must hold arrays, got {leaf!r} at {path!r}")
     return tree
 
 
@@ -102,6 +105,6 @@ def _of_nnx_state(state: nnx.State) -> Tree:
 
 def _array_like(leaf: Any, value: np.ndarray) -> jax.Array:
     """Returns a new array of the leaf's type and on its devices; never memory of the value, which torch may write to."""
-    array = jnp.array(value.astype(leaf.dtype), copy=True)
+    array = jnp.array(value.astype(leaf.dtype, copy=False), copy=True)
     sharding = leaf.sharding if getattr(leaf, "committed", isinstance(leaf, jax.ShapeDtypeStruct)) else None
     return array if sharding is None else jax.device_put(array, sharding)

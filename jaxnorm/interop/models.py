@@ -43,7 +43,8 @@ def from_torch_model(
     torch's running variance averages `var n / (n - 1)`, and its momentum is the weight of the new statistics: the layers that go
     on training are `BatchNorm(unbiased=True, momentum=0.9)` for torch's `momentum=0.1`. torch's epsilon is 1e-5 in all norms,
     that of Flax's layer and group norm is 1e-6. torch's images have their channels before height and width: a dense layer behind
-    flattened maps needs its inputs in another order, which no layer's shape tells.
+    flattened maps needs its inputs in another order, which no layer's shape tells. Layers that linen stacks, as `nn.scan` does, are
+    not taken apart.
 
     Args:
       source: torch's `state_dict()` as NumPy arrays, `{name: tensor.detach().cpu().numpy() for name, tensor in ...}`, or the path
@@ -150,6 +151,8 @@ def to_torch_model(
       True
     """
     entries, tree = read_entries("like", like), tree_of("model", model)
+    if shapes := [path for path, leaf in tree.leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
+        raise ValueError(f"model must hold arrays, and has a shape alone at {shapes[0]!r}")
     plan = make_plan("like", entries, tree, names=name_map(names), transposed=transposed, keep=keep, check_values=False)
     made = {name: np.array(array) for name, array in entries.items()}
     for match, layout in zip(plan.report.matches, plan.layouts, strict=True):

@@ -1,6 +1,8 @@
 """Which entry is which variable, what is said where that is not clear, and what stays as it was."""
 
+import ast
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_array_equal
 
+import jaxnorm.interop
 import jaxnorm.nnx
 from jaxnorm.interop import from_torch_model, to_torch_model, variables_from_torch
 
@@ -53,6 +56,14 @@ def troubles(state: Any, variables: Any, **options: Any) -> list[str]:
     with pytest.raises(ValueError, match="does not fit the model, and nothing was changed") as error:
         from_torch_model(state, variables, **options)
     return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+
+def test_torch_is_never_imported() -> None:
+    folder = Path(jaxnorm.interop.__file__).parent
+    imports = [node for path in folder.glob("*.py") for node in ast.walk(ast.parse(path.read_text())) if hasattr(node, "names")]
+    names = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
+    assert "numpy" in names
+    assert not [name for name in names if name.split(".")[0] in ("torch", "pickle")]
 
 
 def by(report: Any) -> dict[str, tuple[str, str]]:
@@ -157,6 +168,8 @@ def test_what_is_not_clear_is_not_guessed() -> None:
     variables = {"params": {name: {"kernel": zeros(4, 4)} for name in ("query", "key")}}
     found = troubles(state, variables)
     assert len(found) == 4
+    with pytest.raises(ValueError, match="names says which module is which path"):
+        from_torch_model(state, variables)
     assert all(any(name in line for line in found) for name in ("q.weight", "k.weight", "query/kernel", "key/kernel"))
     more = {**variables["params"], "Dense_0": {"kernel": zeros(4, 4)}}
     assert len(troubles(state, {"params": more})) == 5
@@ -220,6 +233,17 @@ class Tensor:
 def test_wrong_arguments_are_named(arguments: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         from_torch_model(*arguments, **options)
+
+
+def test_models_of_what_is_no_number_are_named() -> None:
+    with pytest.raises(TypeError, match=r"model must hold arrays, got 3\.0 at 'fc/bias'"):
+        from_torch_model(source(), {"params": {"fc": {"bias": 3.0}}})
+    (line,) = troubles({"fc.bias": zeros(2)}, {"params": {"fc": {"bias": zeros(2, dtype=np.int32)}}})
+    assert line == "of another type: the model's fc/bias (int32[2]) must hold floating point numbers for fc.bias"
+    (line,) = troubles({"fc.bias": np.full(2, 1e5)}, {"params": {"fc": {"bias": zeros(2, dtype=np.float16)}}})
+    assert line == "too large: fc.bias has numbers up to 100000, more than the model's float16 holds"
+    with pytest.raises(ValueError, match="model must hold arrays, and has a shape alone at 'fc/bias'"):
+        to_torch_model({"params": {"fc": {"bias": jax.ShapeDtypeStruct((2,), np.float32)}}}, {"fc.bias": zeros(2)})
 
 
 def test_the_way_back_names_what_does_not_fit() -> None:
