@@ -147,21 +147,27 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _read_orbax(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
-    """Returns what may belong to norms of a folder that Orbax wrote."""
+    """Returns what may belong to norms of a folder that Orbax wrote.
+
+    Arrays are read one after the other, and as NumPy arrays: of a broken file, Orbax else leaves the errors of all the other
+    arrays behind, which Python reports at some later time.
+    """
     place = _folder_of_arrays(folder.resolve())
+    found = {}
     with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        tree: Any = checkpointer.metadata(place)
-        described, structure = jax.tree.flatten_with_path(tree.item_metadata.tree, is_leaf=lambda leaf: hasattr(leaf, "dtype"))
-        names = [_parts(jax.tree_util.keystr(path)) for path, _ in described]
-        names = [name[:-1] if name[-1] == "value" else name for name in names]  # an nnx variable's
-        wanted = [any(part in _PARTS for part in name[-1:]) for name in names]
-        blanks = [np.zeros((), leaf.dtype) if use else ocp.PLACEHOLDER for (_, leaf), use in zip(described, wanted, strict=True)]
-        as_numpy = [ocp.RestoreArgs(restore_type=np.ndarray)] * len(names)
-        arguments = ocp.args.PyTreeRestore(
-            item=jax.tree.unflatten(structure, blanks), restore_args=jax.tree.unflatten(structure, as_numpy)
-        )
-        restored = jax.tree.leaves(checkpointer.restore(place, args=arguments), is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)
-    return {name: np.asarray(array) for name, array, use in zip(names, restored, wanted, strict=True) if use}
+        described: Any = checkpointer.metadata(place)
+        leaves, structure = jax.tree.flatten_with_path(described.item_metadata.tree, is_leaf=lambda leaf: hasattr(leaf, "dtype"))
+        as_numpy = jax.tree.unflatten(structure, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
+        for i, (path, leaf) in enumerate(leaves):
+            name = _parts(jax.tree_util.keystr(path))
+            name = name[:-1] if name[-1:] == ("value",) else name  # an nnx variable's
+            if name[-1] in _PARTS:
+                blank: list[Any] = [ocp.PLACEHOLDER] * len(leaves)
+                blank[i] = np.zeros((), leaf.dtype)
+                item = jax.tree.unflatten(structure, blank)
+                restored = checkpointer.restore(place, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
+                found[name] = np.asarray(jax.tree.leaves(restored, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)[i])
+    return found
 
 
 def _folder_of_arrays(folder: Path) -> Path:

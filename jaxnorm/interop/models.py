@@ -43,8 +43,8 @@ def from_torch_model(
     torch's running variance averages `var n / (n - 1)`, and its momentum is the weight of the new statistics: the layers that go
     on training are `BatchNorm(unbiased=True, momentum=0.9)` for torch's `momentum=0.1`. torch's epsilon is 1e-5 in all norms,
     that of Flax's layer and group norm is 1e-6. torch's images have their channels before height and width: a dense layer behind
-    flattened maps needs its inputs in another order, which no layer's shape tells. Layers that linen stacks, as `nn.scan` does, are
-    not taken apart.
+    flattened maps needs its inputs in another order, which no layer's shape tells. Layers that linen stacks, as `nn.scan` does,
+    are not taken apart.
 
     Args:
       source: torch's `state_dict()` as NumPy arrays, `{name: tensor.detach().cpu().numpy() for name, tensor in ...}`, or the path
