@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,11 +152,11 @@ def _read_orbax(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
     Arrays are read one after the other, and as NumPy arrays: of a broken file, Orbax else leaves the errors of all the other
     arrays behind, which Python reports at some later time.
     """
-    place = _folder_of_arrays(folder.resolve())
+    place: Any = _folder_of_arrays(folder.resolve())
     found = {}
-    with _named(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        described: Any = checkpointer.metadata(place)
-        leaves, structure = jax.tree.flatten_with_path(described.item_metadata.tree, is_leaf=lambda leaf: hasattr(leaf, "dtype"))
+    with _named(folder), closing(ocp.PyTreeCheckpointHandler()) as handler:
+        described: Any = handler.metadata(place)
+        leaves, structure = jax.tree.flatten_with_path(described.tree, is_leaf=lambda leaf: hasattr(leaf, "dtype"))
         as_numpy = jax.tree.unflatten(structure, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
         for i, (path, leaf) in enumerate(leaves):
             name = _parts(jax.tree_util.keystr(path))
@@ -165,7 +165,7 @@ def _read_orbax(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
                 blank: list[Any] = [ocp.PLACEHOLDER] * len(leaves)
                 blank[i] = np.zeros((), leaf.dtype)
                 item = jax.tree.unflatten(structure, blank)
-                restored = checkpointer.restore(place, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
+                restored = handler.restore(place, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
                 found[name] = np.asarray(jax.tree.leaves(restored, is_leaf=lambda leaf: leaf is ocp.PLACEHOLDER)[i])
     return found
 
