@@ -41,6 +41,7 @@ from jaxnorm.linen.mean_only_batch_norm import MeanOnlyBatchNorm
 from jaxnorm.linen.noisy_batch_norm import NoisyBatchNorm
 from jaxnorm.linen.noisy_linear import NoisyLinear
 from jaxnorm.linen.patch_dropout import PatchDropout
+from jaxnorm.linen.replacing import replacing_layers
 from jaxnorm.linen.rms_norm import RMSNorm
 from jaxnorm.linen.scale_norm import ScaleNorm
 from jaxnorm.linen.spectral_norm import SpectralNorm
@@ -121,4 +122,5 @@ __all__ = [
     "WeightNorm",
     "Zoneout",
     "dot_product_attention",
+    "replacing_layers",
 ]

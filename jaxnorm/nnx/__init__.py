@@ -41,6 +41,7 @@ from jaxnorm.nnx.mean_only_batch_norm import MeanOnlyBatchNorm
 from jaxnorm.nnx.noisy_batch_norm import NoisyBatchNorm
 from jaxnorm.nnx.noisy_linear import NoisyLinear
 from jaxnorm.nnx.patch_dropout import PatchDropout
+from jaxnorm.nnx.replacing import replace_layers
 from jaxnorm.nnx.rms_norm import RMSNorm
 from jaxnorm.nnx.scale_norm import ScaleNorm
 from jaxnorm.nnx.spectral_norm import SpectralNorm
@@ -121,4 +122,5 @@ __all__ = [
     "WeightNorm",
     "Zoneout",
     "dot_product_attention",
+    "replace_layers",
 ]
