@@ -113,7 +113,7 @@ def _become(module: Any, ours: type, bits: int) -> None:
         if argument.default is not inspect.Parameter.empty and name not in _NO_ATTRIBUTES and not hasattr(module, name):
             setattr(module, name, argument.default)
     if isinstance(module, AffineLayer) and not hasattr(module, "bias"):
-        module.bias = nnx.data(None)
+        module.bias, module.use_bias = nnx.data(None), False
     if isinstance(module, GroupNorm):
         module.num_features = math.prod((module.num_groups, module.group_size))
     if isinstance(module, Dropout):
