@@ -9,17 +9,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxnorm._adoption import (
-    ALREADY,
-    LAYERS,
-    OWN_ATTENTION,
-    AdoptedLayer,
-    Adoption,
-    class_name,
-    differences,
-    new_masks,
-    subclass_of,
-)
+from jaxnorm._adoption import ALREADY, OWN_ATTENTION, AdoptedLayer, Adoption, class_name, differences, new_masks, subclass_of
 from jaxnorm._checks import DECISION_BITS, check_bits
 from jaxnorm.linen.attention import dot_product_attention
 from jaxnorm.linen.batch_norm import BatchNorm

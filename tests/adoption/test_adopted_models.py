@@ -101,7 +101,7 @@ def check(as_it_is, adopted, *, bits):
         for name, value in numbers(variables[0]).items():
             np.testing.assert_allclose(numbers(variables[1])[name], value, rtol=1e-2, atol=1e-3, err_msg=name)
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.5)
-    assert (losses[0][-1] < losses[0][0]) and (losses[1][-1] < losses[1][0])
+    assert all(run[-1] < run[0] for run in losses)
 
 
 @pytest.mark.parametrize("bits", [32, pytest.param(16, marks=pytest.mark.slow)])

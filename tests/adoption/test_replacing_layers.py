@@ -229,9 +229,8 @@ def test_other_threads_are_not_touched():
 
 
 def test_an_exception_ends_the_context_and_is_not_hidden():
-    with pytest.raises(ScopeCollectionNotFound):
-        with replacing_layers():
-            Small().apply({}, X)
+    with pytest.raises(ScopeCollectionNotFound), replacing_layers():
+        Small().apply({}, X)
     assert not is_ours(outputs())
     with replacing_layers():
         assert is_ours(outputs())
@@ -319,37 +318,41 @@ class Attention(nn.Module):
     ],
 )
 def test_attention_that_is_left(options, reason):
-    with pytest.raises(ValueError, match=f"no layer to replace.*{reason}"):
-        with replacing_layers() as report:
-            model = Attention(tuple(({"dropout_rate": 0.5} | options).items()))
-            jax.eval_shape(model.init, {name: jax.random.key(0) for name in ("params", "dropout")}, X)
+    model, keys = (
+        Attention(tuple(({"dropout_rate": 0.5} | options).items())),
+        dict.fromkeys(("params", "dropout"), jax.random.key(0)),
+    )
+    with pytest.raises(ValueError, match=f"no layer to replace.*{reason}"), replacing_layers() as report:
+        jax.eval_shape(model.init, keys, X)
     assert len(report.left) == bool(reason)
 
 
 def test_a_subclass_is_left_also_within_a_transformation():
     flag = {"use_running_average": False}
-    with pytest.raises(ValueError, match="subclass of flax.linen.BatchNorm, on whose own code it may depend$"):
-        with replacing_layers() as report:
-            nn.remat(DerivedNorm)(**flag).init(jax.random.key(0), X)
+    with (
+        pytest.raises(ValueError, match=r"subclass of flax.linen.BatchNorm, on whose own code it may depend$"),
+        replacing_layers() as report,
+    ):
+        nn.remat(DerivedNorm)(**flag).init(jax.random.key(0), X)
     assert [layer.layer.rpartition(".")[2] for layer in report.layers] == ["DerivedNorm"]
 
 
 def test_nothing_to_replace():
-    with pytest.raises(ValueError, match="^replacing_layers: the models that ran .* hold no layer to replace, none of BatchNorm"):
-        with replacing_layers():
-            nn.Dense(3).init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="BatchNorm, is jaxnorm's already$"):
-        with replacing_layers():
-            jaxnorm.linen.BatchNorm(use_running_average=True).init(jax.random.key(0), X)
+    with (
+        pytest.raises(ValueError, match=r"^replacing_layers: the models that ran .* hold no layer to replace, none of BatchNorm"),
+        replacing_layers(),
+    ):
+        nn.Dense(3).init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match=r"BatchNorm, is jaxnorm's already$"), replacing_layers():
+        jaxnorm.linen.BatchNorm(use_running_average=True).init(jax.random.key(0), X)
     with replacing_layers():
         pass
 
 
 @pytest.mark.parametrize(("bits", "error"), [(7, ValueError), (True, TypeError), ("32", TypeError), (None, TypeError)])
 def test_bad_bits(bits, error):
-    with pytest.raises(error, match=f"bits must be 8, 16 or 32, got .*{bits}"):
-        with replacing_layers(bits=bits):
-            pass
+    with pytest.raises(error, match=f"bits must be 8, 16 or 32, got .*{bits}"), replacing_layers(bits=bits):
+        pass
 
 
 @pytest.mark.parametrize("name", LAYERS)
