@@ -106,8 +106,8 @@ class Adoption:
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def class_name(kind: type) -> str:
-    """Returns the name of a class with its package, as people import it: `flax.linen.BatchNorm`."""
+def public_name(kind: Any) -> str:
+    """Returns the name of a class or function with its package, as people import it: `flax.linen.BatchNorm`."""
     package = kind.__module__.split(".")
     known = ".".join(package[:2]) if package[0] in ("flax", "jaxnorm") else kind.__module__
     return f"{known}.{kind.__qualname__}"
@@ -115,7 +115,7 @@ def class_name(kind: type) -> str:
 
 def subclass_of(layer: type) -> str:
     """Returns why a layer was left whose class is derived from one of Flax's."""
-    return f"is a subclass of {class_name(layer)}, on whose own code it may depend"
+    return f"is a subclass of {public_name(layer)}, on whose own code it may depend"
 
 
 def new_masks(bits: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxnorm._adoption import ALREADY, OWN_ATTENTION, AdoptedLayer, Adoption, class_name, differences, new_masks, subclass_of
+from jaxnorm._adoption import ALREADY, OWN_ATTENTION, AdoptedLayer, Adoption, differences, new_masks, public_name, subclass_of
 from jaxnorm._checks import DECISION_BITS, check_bits
 from jaxnorm.linen.attention import dot_product_attention
 from jaxnorm.linen.batch_norm import BatchNorm
@@ -110,14 +110,15 @@ class _Replacing:
         twin = self._twin(module) if context.method_name == "__call__" else None
         if twin is None:
             return call(*args, **kwargs)
-        return type(twin).__call__.__wrapped__(twin, *args, **kwargs)  # what wraps it has been done, for the module itself
+        unwrapped: Any = type(twin).__call__
+        return unwrapped.__wrapped__(twin, *args, **kwargs)  # what Flax wraps it in was done, for the module itself
 
     def _twin(self, module: nn.Module) -> nn.Module | None:
         """Returns what is in the place of a layer, if anything is."""
         kind = type(module)
         if kind in _IN_PLACE_OF:
             ours = _IN_PLACE_OF[kind]
-            self._found(module, class_name(ours), differs=differences(module, self._bits, "linen"))
+            self._found(module, public_name(ours), differs=differences(module, self._bits, "linen"))
             return _same_module(module, ours, **({"bits": self._bits} if ours is Dropout else {}))
         if kind in _ATTENTION and module.dropout_rate > 0.0:
             return self._attention_twin(module)
@@ -134,12 +135,12 @@ class _Replacing:
         if function is not nn.dot_product_attention:
             self._found(module, reason=OWN_ATTENTION)
             return None
-        self._found(module, f"{class_name(type(module))} by {class_name(dot_product_attention)}", differs=new_masks(self._bits))
+        self._found(module, f"{public_name(type(module))} by {public_name(dot_product_attention)}", differs=new_masks(self._bits))
         return _same_module(module, type(module), attention_fn=functools.partial(dot_product_attention, bits=self._bits))
 
     def _found(self, module: nn.Module, became: str | None = None, **what: Any) -> None:
         path = "/".join(module.path)
-        self.report.add(AdoptedLayer(path, class_name(type(module)), became, model=self._model, **what))
+        self.report.add(AdoptedLayer(path, public_name(type(module)), became, model=self._model, **what))
 
 
 def _same_module(module: nn.Module, kind: type, **fields: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from jaxnorm._adoption import ALREADY, OWN_ATTENTION, AdoptedLayer, Adoption, class_name, differences, new_masks, subclass_of
+from jaxnorm._adoption import ALREADY, OWN_ATTENTION, AdoptedLayer, Adoption, differences, new_masks, public_name, subclass_of
 from jaxnorm._checks import DECISION_BITS, check_bits, check_type
 from jaxnorm.nnx._affine import AffineLayer
 from jaxnorm.nnx.attention import dot_product_attention
@@ -81,14 +81,14 @@ def replace_layers(model: Model, *, bits: int = 16) -> tuple[Model, Adoption]:
     return copy, report
 
 
-def _replaced(module: nnx.Module, bits: int) -> dict[str, Any] | None:
+def _replaced(module: Any, bits: int) -> dict[str, Any] | None:
     """Replaces a layer where it stands, and returns what the report says of it; None for what is no layer to replace."""
     kind = type(module)
-    said: dict[str, Any] = {"layer": class_name(kind)}
+    said: dict[str, Any] = {"layer": public_name(kind)}
     if kind in _IN_PLACE_OF:
         differs = differences(module, bits, "nnx")
         _become(module, _IN_PLACE_OF[kind], bits)
-        return {**said, "became": class_name(type(module)), "differs": differs}
+        return {**said, "became": public_name(type(module)), "differs": differs}
     if kind is nnx.MultiHeadAttention and module.dropout_rate > 0.0:
         function: Any = module.attention_fn
         if getattr(function, "func", function) is dot_product_attention:
@@ -96,7 +96,7 @@ def _replaced(module: nnx.Module, bits: int) -> dict[str, Any] | None:
         if function is not nnx.dot_product_attention:
             return {**said, "reason": OWN_ATTENTION}
         module.attention_fn = functools.partial(dot_product_attention, bits=bits)
-        return {**said, "became": f"{class_name(kind)} by {class_name(dot_product_attention)}", "differs": new_masks(bits)}
+        return {**said, "became": f"{public_name(kind)} by {public_name(dot_product_attention)}", "differs": new_masks(bits)}
     if isinstance(module, nnx.bridge.ToNNX):
         return {**said, "reason": _LINEN}
     if kind in _OURS:

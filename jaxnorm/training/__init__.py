@@ -29,6 +29,7 @@ from jaxnorm.training.adapters import linen_apply, nnx_apply
 from jaxnorm.training.checkpoints import Checkpoint, latest_step, load_checkpoint, save_checkpoint
 from jaxnorm.training.constraints import max_norm
 from jaxnorm.training.data import ordered_batches, shuffled_batches
+from jaxnorm.training.decay import no_decay_mask
 from jaxnorm.training.loop import fit
 from jaxnorm.training.state import TrainState, init_train_state
 from jaxnorm.training.steps import cross_entropy, evaluate_batches, make_eval_step, make_train_step
@@ -47,6 +48,7 @@ __all__ = [
     "make_train_step",
     "max_norm",
     "nnx_apply",
+    "no_decay_mask",
     "ordered_batches",
     "save_checkpoint",
     "shuffled_batches",
