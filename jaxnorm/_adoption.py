@@ -14,6 +14,7 @@ from rich.text import Text
 LAYERS = ("BatchNorm", "Dropout", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SpectralNorm", "WeightNorm")
 """Flax's layers that have one of ours of the same name in their place."""
 
+NOTHING = f"no layer to replace, none of {', '.join(LAYERS)} of Flax, nor attention with dropout"
 ALREADY = "is jaxnorm's already"
 OWN_ATTENTION = "drops weights by an attention_fn that is not Flax's"
 _WIDTH = 130
@@ -71,13 +72,13 @@ class Adoption:
         if layer.became is not None or name not in self.found or self.found[name].became is None:
             self.found[name] = layer
 
-    def check(self, what: str) -> None:
-        """Raises a ValueError, which says what was left, if nothing was replaced."""
+    def check(self, nothing: str) -> None:
+        """Raises a ValueError, which says this and what was left, if nothing was replaced."""
         if self.replaced:
             return
         reasons = dict.fromkeys(layer.reason for layer in self.left)
         left = "".join(f"; left: {self._those_left(reason)}" for reason in reasons)
-        raise ValueError(f"{what} no layer to replace, none of {', '.join(LAYERS)} of Flax, nor attention with dropout{left}")
+        raise ValueError(f"{nothing}{left}")
 
     def _those_left(self, reason: str) -> str:
         first, *others = (layer for layer in self.left if layer.reason == reason)

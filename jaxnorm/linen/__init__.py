@@ -7,6 +7,7 @@ from jaxnorm.linen.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.linen.batch_norm import BatchNorm
 from jaxnorm.linen.batch_renorm import BatchRenorm
 from jaxnorm.linen.conditional_batch_norm import ConditionalBatchNorm
+from jaxnorm.linen.converting import converting, freezing, reset
 from jaxnorm.linen.cosine_norm import CosineNorm
 from jaxnorm.linen.cutout import Cutout
 from jaxnorm.linen.decorrelated_batch_norm import DecorrelatedBatchNorm
@@ -121,6 +122,9 @@ __all__ = [
     "VirtualBatchNorm",
     "WeightNorm",
     "Zoneout",
+    "converting",
     "dot_product_attention",
+    "freezing",
     "replacing_layers",
+    "reset",
 ]

@@ -45,11 +45,13 @@ class FrozenBatchNorm(nn.Module):
     use_scale: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None) -> jax.Array:
         """Normalizes x.
 
         Args:
           x: array of floating point numbers, `[..., C]` or with the features on `axis`.
+          use_running_average: accepted and without effect, for calls of a batch norm.
+          mask: accepted and without effect, likewise.
 
         Returns:
           Array of x's shape, in `dtype`.

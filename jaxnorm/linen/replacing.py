@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from jaxnorm._adoption import ALREADY, OWN_ATTENTION, Adoption, differences, new_masks, public_name, subclass_of
+from jaxnorm._adoption import ALREADY, NOTHING, OWN_ATTENTION, Adoption, differences, new_masks, public_name, subclass_of
 from jaxnorm._checks import DECISION_BITS, check_bits
 from jaxnorm.linen._interception import Stand, call_as, calling_others
 from jaxnorm.linen.attention import dot_product_attention
@@ -65,7 +65,7 @@ def replacing_layers(*, bits: int = 16) -> AbstractContextManager[Adoption]:
       [('layers_1', 'jaxnorm.linen.BatchNorm'), ('layers_2', 'jaxnorm.linen.Dropout')]
     """
     check_bits(bits, DECISION_BITS)
-    what = "replacing_layers: the models that ran (of which none was compiled in an earlier context) hold"
+    what = f"replacing_layers: the models that ran (of which none was compiled in an earlier context) hold {NOTHING}"
     return calling_others(functools.partial(_stand_for, bits), ("replacing", bits), what)
 
 

@@ -7,6 +7,7 @@ from jaxnorm.nnx.batch_instance_norm import BatchInstanceNorm
 from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.batch_renorm import BatchRenorm
 from jaxnorm.nnx.conditional_batch_norm import ConditionalBatchNorm
+from jaxnorm.nnx.converting import convert, freeze, reset, unfreeze
 from jaxnorm.nnx.cosine_norm import CosineNorm
 from jaxnorm.nnx.cutout import Cutout
 from jaxnorm.nnx.decorrelated_batch_norm import DecorrelatedBatchNorm
@@ -121,6 +122,10 @@ __all__ = [
     "VirtualBatchNorm",
     "WeightNorm",
     "Zoneout",
+    "convert",
     "dot_product_attention",
+    "freeze",
     "replace_layers",
+    "reset",
+    "unfreeze",
 ]

@@ -7,9 +7,18 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from jaxnorm._adoption import ALREADY, OWN_ATTENTION, AdoptedLayer, Adoption, differences, new_masks, public_name, subclass_of
+from jaxnorm._adoption import (
+    ALREADY,
+    NOTHING,
+    OWN_ATTENTION,
+    AdoptedLayer,
+    Adoption,
+    differences,
+    new_masks,
+    public_name,
+    subclass_of,
+)
 from jaxnorm._checks import DECISION_BITS, check_bits, check_type
-from jaxnorm.nnx._affine import AffineLayer
 from jaxnorm.nnx.attention import dot_product_attention
 from jaxnorm.nnx.batch_norm import BatchNorm
 from jaxnorm.nnx.dropout import Dropout
@@ -25,6 +34,8 @@ Model = TypeVar("Model", bound=nnx.Module)
 _OURS = (BatchNorm, Dropout, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SpectralNorm, WeightNorm)
 _IN_PLACE_OF: dict[type, type] = {getattr(nnx, ours.__name__): ours for ours in _OURS}
 
+# Arguments that make variables, and are no attributes.
+_NO_ATTRIBUTES = ("bias_init", "scale_init", "bias_metadata", "scale_metadata", "update_stats", "rngs")
 _LINEN = "is a linen module: call the model within jaxnorm.linen.replacing_layers"
 
 
@@ -77,7 +88,7 @@ def replace_layers(model: Model, *, bits: int = 16) -> tuple[Model, Adoption]:
         if found is not None:
             path = "/".join(map(str, path))
             report.add(AdoptedLayer(path, **found, model=type(model).__name__))
-    report.check("model holds")
+    report.check(f"model holds {NOTHING}")
     return copy, report
 
 
@@ -87,7 +98,7 @@ def _replaced(module: Any, bits: int) -> dict[str, Any] | None:
     said: dict[str, Any] = {"layer": public_name(kind)}
     if kind in _IN_PLACE_OF:
         differs = differences(module, bits, "nnx")
-        _become(module, _IN_PLACE_OF[kind], bits)
+        _adopt(module, _IN_PLACE_OF[kind], bits)
         return {**said, "became": public_name(type(module)), "differs": differs}
     if kind is nnx.MultiHeadAttention and module.dropout_rate > 0.0:
         function: Any = module.attention_fn
@@ -106,13 +117,18 @@ def _replaced(module: Any, bits: int) -> dict[str, Any] | None:
     return None
 
 
-def _become(module: Any, ours: type, bits: int) -> None:
+def become(module: Any, ours: type) -> None:
     """Makes a layer one of our class: whatever refers to it still does, and its variables are the same objects."""
     object.__setattr__(module, "__class__", ours)
     for name, argument in inspect.signature(ours.__init__).parameters.items():
         if argument.default is not inspect.Parameter.empty and name not in _NO_ATTRIBUTES and not hasattr(module, name):
             setattr(module, name, argument.default)
-    if isinstance(module, AffineLayer) and not hasattr(module, "bias"):
+
+
+def _adopt(module: Any, ours: type, bits: int) -> None:
+    """Makes a layer of Flax one of ours, with what ours has besides."""
+    become(module, ours)
+    if isinstance(module, RMSNorm):
         module.bias, module.use_bias = nnx.data(None), False
     if isinstance(module, GroupNorm):
         module.num_features = math.prod((module.num_groups, module.group_size))
@@ -121,7 +137,3 @@ def _become(module: Any, ours: type, bits: int) -> None:
     if isinstance(module, WeightNorm) and module.scales is not None:
         for path, scale in module.scales.items():
             module.scales[path] = scale if isinstance(scale, nnx.Variable) else nnx.Param(scale)
-
-
-# Arguments that make variables, and are no attributes.
-_NO_ATTRIBUTES = ("bias_init", "scale_init", "bias_metadata", "scale_metadata", "update_stats", "rngs")
