@@ -104,8 +104,14 @@ def check(as_it_is, adopted, *, bits):
     assert all(run[-1] < run[0] for run in losses)
 
 
-@pytest.mark.parametrize("bits", [32, pytest.param(16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", LINEN)
+def cases(models, first):
+    """The models at 32 bits, of which the first tier has one, and at 16."""
+    slow = pytest.mark.slow
+    at_32 = [pytest.param(name, 32, marks=[] if name == first else slow) for name in models]
+    return [*at_32, *(pytest.param(name, 16, marks=slow) for name in models)]
+
+
+@pytest.mark.parametrize(("name", "bits"), cases(LINEN, "vae"))
 def test_linen_models(name, bits):
     model, like, count = LINEN[name]
     runs = []
@@ -116,8 +122,7 @@ def test_linen_models(name, bits):
     check(*runs, bits=bits)
 
 
-@pytest.mark.parametrize("bits", [32, pytest.param(16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NNX)
+@pytest.mark.parametrize(("name", "bits"), cases(NNX, "resnet"))
 def test_nnx_models(name, bits):
     build, like, count = NNX[name]
     model = build(nnx.Rngs(5))
