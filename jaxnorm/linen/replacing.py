@@ -35,7 +35,8 @@ def replacing_layers(*, bits: int = 16) -> AbstractContextManager[Adoption]:
     where Flax's are right. With `bits=32` the masks are equal too.
 
     A subclass of these layers is left as it is, since it may depend on what its parent does; so is attention by another
-    `attention_fn`. The report says so, and what will differ.
+    `attention_fn`. The report says so, and what will differ. What a model calls that is no module, as `nn.dot_product_attention`
+    itself, is not seen. What our layers refuse and Flax's take, as integers or a rate above 1, raises.
 
     What a function that `jax.jit` compiled outside the context does stays as it is there; called inside, it is traced again, and
     has our layers, and the other way round. Contexts of the same options share what was compiled. Only what was compiled ahead,

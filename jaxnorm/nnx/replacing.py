@@ -52,7 +52,7 @@ def replace_layers(model: Model, *, bits: int = 16) -> tuple[Model, Adoption]:
 
     A subclass of these layers is left as it is, since it may depend on what its parent does; so is attention by another
     `attention_fn`. The report says so, and what will differ. Code that asks whether a layer is a `flax.nnx.BatchNorm` no longer
-    finds it to be one.
+    finds it to be one. What our layers refuse and Flax's take, as integers or a rate above 1, raises.
 
     Args:
       model: an nnx module. Its arrays may be abstract, as of `nnx.eval_shape`.
