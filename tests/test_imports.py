@@ -16,8 +16,8 @@ LAYERS = (  # a module may import from layers above its own, and from modules of
     ("_moments", "_covariance", "_inverse_root", "_normalize", "_running", "_batch_layer", "_sample_layer"),
     ("_bits", "_packed_bits", "_spread_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),
-    ("_modules", "_noise_modules", "_attention", "_adoption", "_conversion", "_progress"),
-    ("linen", "nnx", "training", "uncertainty", "diagnostics", "interop", "initializers", "losses", "schedules"),
+    ("_modules", "_noise_modules", "_attention", "_adoption", "_conversion", "_progress", "_told"),
+    ("linen", "nnx", "training", "uncertainty", "diagnostics", "interop", "initializers", "losses", "schedules", "statistics"),
     ("experiments", "benchmarks"),
     ("_functions", "__main__"),
 )

@@ -1,12 +1,12 @@
 """Models as functions that draw, with their batch norms held to running statistics, or to those of a batch."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import linen, nnx
 
+from jaxnorm._told import call_told
 from jaxnorm.training.adapters import seed_streams
 
 _KINDS = "a linen module bound to its variables, as module.bind(variables), or an nnx module"
@@ -84,12 +84,6 @@ def _batch_norms_with(fields: Mapping[str, Any]) -> Callable[..., Any]:
         module = context.module
         if context.method_name != "__call__" or not hasattr(module, "use_running_average"):
             return call(*args, **kwargs)
-        given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
-        asked = given.arguments.pop("use_running_average", None)
-        own = {name: value for name, value in fields.items() if hasattr(module, name)}
-        if asked is None and all(getattr(module, name) is value for name, value in own.items()):
-            return call(*args, **kwargs)
-        _, *others = given.args
-        return module.clone(parent=module.scope, **own)(*others, **given.kwargs)
+        return call_told(module, call, args, kwargs, fields)
 
     return intercept
