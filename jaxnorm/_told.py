@@ -24,4 +24,5 @@ def call_told(module: linen.Module, call: Callable[..., Any], args: Any, kwargs:
         return call(*args, **kwargs)
     _, *others = given.args
     # On a scope with its names free again, as a module may be called so more than once.
-    return module.clone(parent=module.scope.rewound(), **own)(*others, **given.kwargs)
+    scope: Any = module.scope
+    return module.clone(parent=scope.rewound(), **own)(*others, **given.kwargs)

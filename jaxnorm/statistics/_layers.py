@@ -84,12 +84,10 @@ def is_spread(name: str) -> bool:
 def unusable(layer: Layer) -> Layer:
     """Returns a layer with a spread that nothing can be normalized by, and that is told from any that was measured."""
     without_spread = not any(map(is_spread, layer))
-    return {
-        name: jnp.full_like(part, _UNUSABLE) if is_spread(name) or without_spread else part for name, part in layer.items()
-    }
+    return {name: jnp.full_like(part, _UNUSABLE) if is_spread(name) or without_spread else part for name, part in layer.items()}
 
 
-def measured(layer: Layer, n: jax.Array) -> Found:
+def measured(layer: Layer, n: Any) -> Found:
     """Returns what a batch gave: of no element where a statistic is not finite, or still the unusable one, or a mix with it."""
     first = first_part(layer)
     ok = jnp.ones(first.shape, bool)
@@ -116,8 +114,9 @@ def nothing_of(layer: Layer) -> Found:
 def pooled(one: Found, other: Found) -> Found:
     """Returns the statistics of two sets together, by the counts of each, channel by channel.
 
-    `mean = (n_1 mean_1 + n_2 mean_2) / n`, and `var = (n_1 var_1 + n_2 var_2) / n + n_1 n_2 / n^2 |mean_2 - mean_1|^2`; a standard
-    deviation likewise by its square, a covariance with the outer product. A spread without a mean, and one of another power, is
+    `mean = (n_1 mean_1 + n_2 mean_2) / n`, and `var = (n_1 var_1 + n_2 var_2) / n + n_1 n_2 / n^2 |mean_2 - mean_1|^2`; a
+    standard deviation likewise by its square, a covariance with the outer product. A spread without a mean, and one of another
+    power, is
     averaged: what is between the sets is not known of it.
 
     References:

@@ -96,9 +96,7 @@ def linen_update(
     return FlaxUpdate(others, stats, _made(_linen_run, module, method, tuple(arguments.items())))
 
 
-def nnx_update(
-    model: nnx.Module, *, method: Callable[..., Any] | None = None, **arguments: Any
-) -> FlaxUpdate:
+def nnx_update(model: nnx.Module, *, method: Callable[..., Any] | None = None, **arguments: Any) -> FlaxUpdate:
     """Returns an nnx model as the `update(stats, batch) -> stats` that `precise_stats` takes.
 
     As `linen_update`, for modules with an attribute `use_running_average` and statistics. A copy of the model is in inference,
@@ -159,7 +157,7 @@ def _linen_run(module: linen.Module, method: Callable[..., Any] | None, argument
         given = {**variables, _COLLECTION: unflatten_dict(flat)}
         with linen.intercept_methods(_recorder(by_stats)):
             _, updates = module.apply(given, batch, mutable=[_COLLECTION], method=method, **dict(arguments))
-        new = flatten_dict(unfreeze(updates[_COLLECTION]))
+        new: Any = flatten_dict(unfreeze(updates[_COLLECTION]))
         return {name: found_in(layers[name], lambda part, at=parent: new[*at, part]) for parent, name in parents.items()}
 
     return run

@@ -69,15 +69,15 @@ def precise_stats(
 
     Args:
       update: `update(stats, batch) -> stats`, a pass in training mode with the noise off, which gives each layer's statistics of
-        the batch alone: batch norms are called with `train=True, momentum=0.0`, and dropout is not. (`train=True` of a whole model
-        is both: the two must be told apart.) `linen_update` and `nnx_update` make one of a Flax model. With `layer_by_layer` a
-        function of one's own normalizes by `stats`, and gives the statistics of what it normalizes; those updates know. Where it
-        gives `jaxnorm.Moments` for a layer, as `jaxnorm.reference_moments` makes them, their n counts.
-      stats: the running statistics, any tree of `RunningStats` and the like, or of dicts with their names, or an `nnx.State`. Their
-        numbers matter with `layer_by_layer`, for the first pass, or where a channel is not counted in any batch.
-      batches: an array `[batches, B, ...]`, or a dict of them, which is gone through in one compiled program, also under `jax.jit`,
-        `jax.vmap` and `jax.shard_map`; or an iterable of batches, whatever update takes, with a step that is compiled for each
-        shape. Arrays may be sharded.
+        the batch alone: batch norms are called with `train=True, momentum=0.0`, and dropout is not. (`train=True` of a whole
+        model is both: the two must be told apart.) `linen_update` and `nnx_update` make one of a Flax model. With
+        `layer_by_layer` a function of one's own normalizes by `stats`, and gives the statistics of what it normalizes; those
+        updates know. Where it gives `jaxnorm.Moments` for a layer, as `jaxnorm.reference_moments` makes them, their n counts.
+      stats: the running statistics, any tree of `RunningStats` and the like, or of dicts with their names, or an `nnx.State`.
+        Their numbers matter with `layer_by_layer`, for the first pass, or where a channel is not counted in any batch.
+      batches: an array `[batches, B, ...]`, or a dict of them, which is gone through in one compiled program, also under
+        `jax.jit`, `jax.vmap` and `jax.shard_map`; or an iterable of batches, whatever update takes, with a step that is compiled
+        for each shape. Arrays may be sharded.
       layer_by_layer: whether layers normalize by the statistics that are returned.
       count: `count(batch)`, of how many elements the statistics of a batch are, as `lambda batch: batch["mask"].sum()`; None
         takes the number of examples, the size of the first axis. Flax models count for themselves.
@@ -324,6 +324,6 @@ def _check_found(found: Mapping[str, Found]) -> None:
     if empty:
         raise ValueError(
             f"update must give statistics of the batch for each layer, got none of {', '.join(empty[:3])}"
-            f"{' and others' if len(empty) > 3 else ''}: in all batches all elements are masked or not finite, or update normalizes by "
-            "the stats that it is given (which layer_by_layer is for), or averages with them (momentum must be 0)"
+            f"{' and others' if len(empty) > 3 else ''}: in all batches all elements are masked or not finite, or update "
+            "normalizes by the stats that it is given (which layer_by_layer is for), or averages with them (momentum must be 0)"
         )
