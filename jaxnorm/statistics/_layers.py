@@ -126,12 +126,13 @@ def pooled(one: Found, other: Found) -> Found:
     had, new = jnp.maximum(one.n, zero), jnp.maximum(other.n, zero)
     total = had + new
     weight = new / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
-    step = _difference(MEAN, one.layer, other.layer, new) if MEAN in one.layer else None
+    known = {name: jnp.where(_of_parts(had, part) > 0, part, jnp.zeros_like(part)) for name, part in one.layer.items()}
+    step = _difference(MEAN, known, other.layer, new) if MEAN in known else None
 
     def joined(name: str) -> jax.Array:
-        own = _of_parts(weight, one.layer[name])
-        old = _power(name, one.layer[name])
-        part = old + own.astype(old.dtype) * _difference(name, one.layer, other.layer, new)
+        own = _of_parts(weight, known[name])
+        old = _power(name, known[name])
+        part = old + own.astype(old.dtype) * _difference(name, known, other.layer, new)
         if step is not None and name in ("var", "std"):
             part += own * (1 - own) * abs_square(step)
         if step is not None and name == "cov":
@@ -140,7 +141,7 @@ def pooled(one: Found, other: Found) -> Found:
         return jnp.sqrt(part) if name == "std" else part
 
     met = (one.n >= 0) | (other.n >= 0)
-    return Found({name: joined(name) for name in one.layer}, jnp.where(met, total, -jnp.ones((), total.dtype)))
+    return Found({name: joined(name) for name in known}, jnp.where(met, total, -jnp.ones((), total.dtype)))
 
 
 def replaced(tree: PyTree, found: Mapping[str, Found]) -> PyTree:

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxnorm._checks import check_type
 from jaxnorm._told import call_told
-from jaxnorm.statistics._layers import Found, PyTree, check_layers, check_like, layers_of, replaced
+from jaxnorm.statistics._layers import Found, PyTree, check_layers, check_like, layers_of, replaced, with_layers
 from jaxnorm.statistics._recording import FLAG, OF_THE_BATCH, found_in, is_recorded, run_norm, start
 
 _COLLECTION = "batch_stats"
@@ -30,7 +30,7 @@ class FlaxUpdate:
 
     Attributes:
       variables: the model's.
-      stats: those of its statistics that it has, in their shapes.
+      stats: its statistics.
       run: runs it.
     """
 
@@ -45,6 +45,8 @@ class FlaxUpdate:
     def found(self, stats: PyTree, batch: Any, by_stats: bool) -> dict[str, Found]:
         """Returns what is found of each layer."""
         check_like("stats", stats, self.stats, "the model")
+        if jax.tree.structure(stats) != jax.tree.structure(self.stats):  # the same in other containers, as a pure dict of a State
+            stats = with_layers(self.stats, layers_of(stats))
         return self.run(self.variables, stats, batch, by_stats)
 
 

@@ -291,12 +291,14 @@ def _over_iterable(measure: Any, stats: PyTree, batches: Any, by_stats: bool, pr
             if by_stats:
                 bar.reset()
                 bar.set_description(f"pass {number + 1} of at most {passes}")
-            found = _start(stats)
+            found, place = _start(stats), -1
             for place, batch in enumerate(batches):
                 if any(0 in np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)):
                     raise ValueError(f"batches must hold at least one example each, got none in number {place}")
                 found = _step(measure, stats, found, batch, by_stats=by_stats)
                 bar.update()
+            if place < 0:
+                raise ValueError("batches must hold at least one batch, got none (an iterator gives them only once)")
             new = replaced(stats, found)
             if not _changed(stats, new):
                 break

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnorm._checks import Scalar, check_float, check_number
 from jaxnorm._moments import abs_square
@@ -103,6 +102,6 @@ def _second_moment_of_noise(kernel: jax.Array, second_moment: jax.Array | None, 
 
 def _amount(rate: Scalar, var: jax.Array) -> jax.Array:
     rate = jnp.asarray(rate).astype(var.dtype)
-    if np.broadcast_shapes(rate.shape, var.shape) != var.shape:
+    if rate.ndim > var.ndim or any(own not in (1, size) for own, size in zip(rate.shape[::-1], var.shape[::-1], strict=False)):
         raise ValueError(f"rate must broadcast to the channels, {list(var.shape)}, got shape {list(rate.shape)}")
     return jnp.broadcast_to(rate.reshape((1,) * (var.ndim - rate.ndim) + rate.shape), var.shape)
