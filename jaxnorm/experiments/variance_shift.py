@@ -25,9 +25,9 @@ from jaxnorm.experiments._digits import NUM_CLASSES, load_digits
 from jaxnorm.experiments._networks import init_networks, make_epoch
 from jaxnorm.experiments._noisy_mlp import Arm, Noise, Params, Place, Stats, forward, init_mlp
 from jaxnorm.experiments._options import Option, count, rate_below_one
-from jaxnorm.experiments._reestimate import reestimate_stats
 from jaxnorm.experiments._report import make_folder
 from jaxnorm.experiments._shift import measure_shift
+from jaxnorm.statistics import precise_stats
 from jaxnorm.training import TrainState, make_eval_step
 from jaxnorm.training.data import Batch
 
@@ -125,10 +125,10 @@ def _assess(arm: Arm, keys: jax.Array, networks: TrainState, train: Batch, test:
     evaluate = make_eval_step(functools.partial(_apply, arm))
 
     def reestimated(state: TrainState) -> TrainState:
-        def update(stats: Stats, x: jax.Array, momentum: jax.Array) -> Stats:
-            return forward(arm, None, state.params, stats, x, train=True, momentum=momentum)[1]
+        def update(stats: Stats, x: jax.Array) -> Stats:
+            return forward(arm, None, state.params, stats, x, train=True, momentum=0.0)[1]
 
-        return state._replace(stats=reestimate_stats(update, state.stats, jnp.asarray(train[0])[None]))
+        return state._replace(stats=precise_stats(update, state.stats, jnp.asarray(train[0])[None]))
 
     @jax.jit
     @jax.vmap

@@ -67,6 +67,7 @@ def test_inside_shard_map_with_uneven_masks(by_stats: bool) -> None:
     assert_equal(found, (rows.mean(0), rows.var(0)))
 
 
+@pytest.mark.slow
 def test_a_flax_model_inside_shard_map() -> None:
     net = jaxnorm.linen.BatchNorm(use_running_average=False, axis_name="data")
     x = data()

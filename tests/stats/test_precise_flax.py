@@ -72,8 +72,8 @@ def linen_layers(stats: Any) -> list[Any]:
     return [stats[name] for name in sorted(stats)]
 
 
-@pytest.mark.parametrize("of", LINEN)
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("of", then_slow(list(LINEN)))
+@pytest.mark.parametrize("train", then_slow([True, False]))
 def test_linen_in_both_modes_whatever_the_model_is_told(of: str, train: bool) -> None:
     """The noise is off and batch statistics are on, with `train=True` of the model, which is both, and with False."""
     net, x = Net(*LINEN[of]), data()
@@ -183,7 +183,8 @@ def test_nnx_layers_under_scan() -> None:
     assert_close([jax.tree.map(lambda part, i=i: part[i], stats) for i in range(3)], oracle(kernels, x))
 
 
-def test_a_norm_that_is_called_twice_pools_both_calls() -> None:
+@pytest.mark.parametrize("by_layer", then_slow([True, False]))
+def test_a_norm_that_is_called_twice_pools_both_calls(by_layer: bool) -> None:
     class Siamese(nn.Module):
         @nn.compact
         def __call__(self, pair):
@@ -195,13 +196,11 @@ def test_a_norm_that_is_called_twice_pools_both_calls() -> None:
     net = Siamese()
     variables = net.init(jax.random.key(0), pairs[0])
     rows = np.concatenate([np.asarray(part, np.float64) for pair in pairs for part in pair])
-    for by_layer in (False, True):
-        found = precise_stats(
-            linen_update(net, variables), variables["batch_stats"], pairs, layer_by_layer=by_layer, progress=False
-        )
-        assert_close([found["BatchNorm_0"]], [(rows.mean(0), rows.var(0))])
+    found = precise_stats(linen_update(net, variables), variables["batch_stats"], pairs, layer_by_layer=by_layer, progress=False)
+    assert_close([found["BatchNorm_0"]], [(rows.mean(0), rows.var(0))])
 
 
+@pytest.mark.slow
 def test_domains_of_a_batch_are_counted_by_themselves() -> None:
     class Domains(nn.Module):
         @nn.compact

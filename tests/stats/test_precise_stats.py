@@ -17,9 +17,7 @@ def assert_close(found: list[RunningStats], wanted: list[tuple[np.ndarray, np.nd
         np.testing.assert_allclose(own.var, var, rtol=4 * rtol)
 
 
-@pytest.mark.parametrize(
-    "form", [lambda x: x, list, lambda x: (batch for batch in np.asarray(x))], ids=["array", "list", "generator"]
-)
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (batch for batch in np.asarray(x))], ids=["array", "generator"])
 def test_one_layer_gets_the_statistics_of_the_whole_set(form) -> None:
     params, stats = network(1)
     x = data()
@@ -36,7 +34,7 @@ def test_batches_of_any_sizes_weigh_what_they_hold() -> None:
 
 
 def test_batch_mode_of_one_batch_is_exact_in_all_layers() -> None:
-    params, stats = network(8)
+    params, stats = network(3)
     x = data()
     found = precise_stats(update_of(params), stats, x.reshape(1, -1, WIDTH))
     assert_close(found, oracle(params, x), 4e-6)
@@ -76,11 +74,11 @@ def test_layer_by_layer_takes_moments_and_stops_when_nothing_changes() -> None:
 
 def test_the_stale_pass_is_an_error_and_so_is_an_average() -> None:
     """Methods 2.1: with the old statistics in use while the new ones are collected, deep layers are estimated wrongly."""
-    params, stats = network(3)
-    with pytest.raises(ValueError, match=r"none of 1, 2: .*layer_by_layer.*momentum must be 0"):
+    params, stats = network(2)
+    with pytest.raises(ValueError, match=r"none of 1: .*layer_by_layer.*momentum must be 0"):
         precise_stats(update_of(params, by_stats=True), stats, data())
-    for momentum in (0.001, 0.99):
-        with pytest.raises(ValueError, match=r"none of 0, 1, 2"):
+    for momentum in (0.001,):
+        with pytest.raises(ValueError, match=r"none of 0, 1"):
             precise_stats(update_of(params, momentum=momentum), stats, data())
 
 
@@ -145,10 +143,11 @@ def test_means_far_from_zero() -> None:
             lambda *a, **k: jaxnorm.batch_renorm(*a, **k, r_max=1.0, d_max=0.0),
             lambda x: {"mean": x.mean(0), "std": np.sqrt(x.var(0) + 1e-5)},
         ),
-        (
+        pytest.param(
             jaxnorm.init_decorrelated_batch_norm,
             jaxnorm.decorrelated_batch_norm,
             lambda x: {"mean": x.mean(0), "cov": np.stack([np.cov(part.T, bias=True) for part in np.split(x, 2, 1)])},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["mean only", "evonorm b0", "renorm", "decorrelated"],
@@ -219,7 +218,7 @@ def test_what_is_no_statistic_stays_and_nothing_given_changes() -> None:
     assert not np.allclose(found["norm"].mean, stats[0].mean)
 
 
-def test_bfloat16_data_and_float64() -> None:
+def test_bfloat16_data() -> None:
     params, state = jaxnorm.init_batch_norm(WIDTH)
 
     def update(state: RunningStats, x: jax.Array) -> RunningStats:
@@ -230,10 +229,15 @@ def test_bfloat16_data_and_float64() -> None:
     whole = np.asarray(x, np.float64).reshape(-1, WIDTH)
     assert found.mean.dtype == jnp.float32
     assert_close([found], [(whole.mean(0), whole.var(0))])
+
+
+@pytest.mark.slow
+def test_float64() -> None:
+    whole = np.asarray(data(), np.float64).reshape(-1, WIDTH)
     with jax.enable_x64(True):
         params, state = jaxnorm.init_batch_norm(WIDTH, param_dtype=jnp.float64, dtype=jnp.float64)
         x = jnp.asarray(whole, jnp.float64).reshape(5, 16, WIDTH)
-        found = precise_stats(update, state, x)
+        found = precise_stats(lambda state, x: jaxnorm.batch_norm(params, state, x, train=True, momentum=0.0)[1], state, x)
         assert_close([found], [(whole.mean(0), whole.var(0))], 1e-14)
 
 

@@ -23,7 +23,17 @@ def test_right_before_the_norm() -> None:
     np.testing.assert_allclose(jax.jit(correct_variance_shift)(STATS, jnp.array([0.5, 0.0])).var, [2.0, 2.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape, groups", [((3, 3, 4), 2), pytest.param((6, 4), 1, marks=pytest.mark.slow)])
+def test_before_a_linear_layer_in_closed_form() -> None:
+    """`sum_i w_i^2 E[x_i^2]` over taps and the inputs of the channel's group, times 0.2 / 0.8."""
+    kernel = np.arange(1.0, 9.0).reshape(2, 1, 4)  # two taps, of two groups of one input
+    stats = RunningStats(jnp.zeros(4), jnp.full(4, 100.0))
+    found = correct_variance_shift(stats, 0.2, kernel=jnp.asarray(kernel, jnp.float32), second_moment=jnp.array([3.0, 2.0]))
+    added = (kernel**2).sum((0, 1)) * np.array([3.0, 3.0, 2.0, 2.0])
+    np.testing.assert_allclose(found.var, np.maximum(100 - 0.25 * added, 0), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape, groups", [((6, 4), 1), ((3, 3, 4), 2)])
 def test_before_a_linear_layer(shape: tuple[int, ...], groups: int) -> None:
     """Drawn on one position of correlated inputs, where a convolution is a dense layer of its taps."""
     keys = jax.random.split(jax.random.key(0), 4)
