@@ -63,28 +63,32 @@ def _grouped(measured: Mapping[str, Measured]) -> dict[str, dict[str, Measured]]
 def _finding(measured: Mapping[str, Measured]) -> str:
     row = "before batch norm, rate 0.7"
     spoilt, again = (100 * float(measured[f"{row}: {name}"].accuracy.mean()) for name in ("spoilt", "by batches"))
-    return f"Statistics with dropout before each batch norm: {spoilt:.1f} % right; estimated anew without it: {again:.1f} %"
+    return f"Statistics taken with dropout on: {spoilt:.1f} % right; estimated anew without: {again:.1f} %"
 
 
 def _explanation(settings: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name} {value}" for name, value in settings.items())
     return (
-        f"Scikit-learn's digits; {values}. Mean ± standard deviation over seeds. All weights are those of training without noise, and "
-        "stay.\n\n"
-        "In the first two tables the statistics of all layers are taken with dropout on (spoilt). They are then corrected in closed "
-        "form, of themselves alone; taken in one pass without noise in which each layer still normalizes by the spoilt ones; and "
-        "estimated anew, with each layer normalizing by its batch, or by the very statistics that result. In the third, averages over "
-        "160 steps are read as they are, without what they began with, and estimated anew."
+        f"Scikit-learn's digits; {values}. Mean ± standard deviation over seeds. All weights are those of training without "
+        "noise, and stay.\n\n"
+        "In the first two tables the statistics of all layers are taken with dropout on (spoilt). They are then corrected in "
+        "closed form, of themselves alone; taken in one pass without noise in which each layer still normalizes by the spoilt "
+        "ones; and estimated anew, with each layer normalizing by its batch, or by the very statistics that result. In the "
+        "third, averages over 160 steps are read as they are, without what they began with, and estimated anew."
     )
 
 
 def _table(title: str, groups: Mapping[str, Mapping[str, Measured]], value: Callable[[Measured], Any], digits: int) -> Table:
     columns = [name for name in _COLORS if any(name in row for row in groups.values())]
     rows = [
-        (name, *(mean_and_spread(value(row[column]), digits) if column in row else "-" for column in columns))
+        (name, *(_cell(value(row[column]), digits) if column in row else "-" for column in columns))
         for name, row in groups.items()
     ]
     return Table(title, ("", *columns), rows)
+
+
+def _cell(values: Any, digits: int) -> str:
+    return mean_and_spread(values, digits) if np.mean(values) <= 100 else f"{np.mean(values):.0e}"
 
 
 def _results(groups: Mapping[str, Mapping[str, Measured]]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -109,9 +113,17 @@ def _save_picture(path: Path, title: str, parts: Any, settings: Mapping[str, Any
             one.tick_params(axis="x", labelsize=9.5)
             one.grid(axis="x", visible=False)
             one.set(title=heading, ylim=(0, 100))
-            handles = dict(zip(*one.get_legend_handles_labels()[::-1], strict=True))
-            one.legend(handles.values(), handles.keys(), fontsize=9.5, loc="lower left", frameon=True, framealpha=0.9)
         axes[0].set_ylabel("test accuracy, %")
+        shown = {name: handle for one in axes for handle, name in zip(*one.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            [shown[name] for name in _COLORS],
+            list(_COLORS),
+            loc="outside lower right",
+            ncols=len(_COLORS),
+            fontsize=10.5,
+            columnspacing=1.2,
+            handlelength=1.2,
+        )
         about = "scikit-learn's digits; {depth} hidden layers of {width}, {seeds} seeds"
         figure.supxlabel(about.format(**settings), fontsize=10.5, color=picture.GRAY, x=0.01, ha="left")
 

@@ -118,24 +118,22 @@ def _measured(name: str, assess: Assess, keys: jax.Array, networks: TrainState) 
 
 
 def _apply(momentum: float) -> Callable[..., Any]:
-    def apply(_: jax.Array, params: Params, stats: Stats, x: jax.Array, *, train: bool) -> tuple[jax.Array, Stats]:
-        logits, stats, _ = forward(_CLEAN, None, params, stats, x, train=train, momentum=momentum)
-        return logits, stats
+    def apply(key: jax.Array, params: Params, stats: Stats, x: jax.Array, *, train: bool) -> tuple[jax.Array, Stats]:
+        logits, new, _ = forward(_CLEAN, None, params, stats, x, train=train, momentum=momentum)
+        return logits, new
 
     return apply
 
 
-def _update(arm: Arm, params: Params, key: jax.Array | None, *, by_stats: bool) -> Callable[[Stats, jax.Array], Stats]:
+def _update(arm: Arm, params: Params, key: jax.Array | None, *, by_stats: bool) -> Callable[[Stats, jax.Array], Any]:
     """Returns an update with or without noise, which normalizes by the batch, or by the statistics that it is given."""
 
     def update(stats: Stats, x: jax.Array) -> Any:
-        _, _, (first, others) = forward(arm, key, params, stats, x, train=not by_stats, momentum=0.0)
-        return Stats(*(of(seen.preactivation) for of, seen in ((reference_moments, first), (_stacked_moments, others))))
+        _, _, seen = forward(arm, key, params, stats, x, train=not by_stats, momentum=0.0)
+        first, others = (part.preactivation for part in seen)
+        return {"first": reference_moments(first), "others": jax.vmap(reference_moments)(others)}
 
     return update
-
-
-_stacked_moments = jax.vmap(reference_moments)
 
 
 def _batches(train: Batch) -> jax.Array:
@@ -165,7 +163,7 @@ def _remedies(place: str, rate: float, train: Batch, test: Batch) -> Assess:
         found = {"as trained": state.stats, "spoilt": spoilt}
         if PLACES[place] == "before norm":
             found["corrected"] = correct_variance_shift(spoilt, rate)
-        found["stale pass"] = Stats(*(RunningStats(part.mean, part.var) for part in stale))
+        found["stale pass"] = Stats(**{name: RunningStats(part.mean, part.var) for name, part in stale.items()})
         found["by batches"] = precise_stats(without_noise[0], spoilt, batches)
         found["layer by layer"] = precise_stats(without_noise[1], spoilt, batches, layer_by_layer=True)
         return {name: evaluated(state, stats) for name, stats in found.items()}
