@@ -116,8 +116,7 @@ def pooled(one: Found, other: Found) -> Found:
 
     `mean = (n_1 mean_1 + n_2 mean_2) / n`, and `var = (n_1 var_1 + n_2 var_2) / n + n_1 n_2 / n^2 |mean_2 - mean_1|^2`; a
     standard deviation likewise by its square, a covariance with the outer product. A spread without a mean, and one of another
-    power, is
-    averaged: what is between the sets is not known of it.
+    power, is averaged: what is between the sets is not known of it.
 
     References:
       Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
@@ -170,7 +169,7 @@ def check_layers(name: str, tree: PyTree) -> None:
             dtype = getattr(leaf, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
                 raise TypeError(f"{name} must hold arrays in float32 or wider, got {shown(leaf)} as {joined_path(path, part)}")
-            if is_spread(part) and is_concrete(leaf) and not np.all(np.asarray(_diagonal(part, leaf)) >= 0):
+            if is_spread(part) and is_concrete(leaf) and np.any(np.asarray(_diagonal(part, leaf)) < 0):
                 raise ValueError(f"{name} must hold spreads of at least 0, got {np.min(leaf):g} in {joined_path(path, part)}")
 
 

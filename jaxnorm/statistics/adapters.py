@@ -71,7 +71,7 @@ def linen_update(
       The update. Its stats are a tree like `variables["batch_stats"]`.
 
     Raises:
-      TypeError: if module is no linen module.
+      TypeError: if module is no linen module, or method no function.
       ValueError: if variables hold no statistics; when the update is called, if its stats are those of another model.
 
     Example:
@@ -89,6 +89,7 @@ def linen_update(
       >>> variables = {**variables, "batch_stats": stats}
     """
     check_type("module", module, linen.Module)
+    _check_method(method)
     if not isinstance(variables, Mapping) or not layers_of(variables.get(_COLLECTION, {})):
         held = list(variables) if isinstance(variables, Mapping) else variables
         raise ValueError(f"variables must hold running statistics in the collection batch_stats, got {held!r}")
@@ -114,7 +115,7 @@ def nnx_update(model: nnx.Module, *, method: Callable[..., Any] | None = None, *
       The update. Its stats are a tree like `nnx.state(model, nnx.BatchStat)`, or that as a pure dict.
 
     Raises:
-      TypeError: if model is no nnx module.
+      TypeError: if model is no nnx module, or method no function.
       ValueError: if the model holds no statistics; when the update is called, if its stats are those of another model.
 
     Example:
@@ -129,12 +130,18 @@ def nnx_update(model: nnx.Module, *, method: Callable[..., Any] | None = None, *
       >>> nnx.update(net, stats)
     """
     check_type("model", model, nnx.Module)
+    _check_method(method)
     stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     if not layers_of(stats):
         raise ValueError(f"model must hold running statistics, variables of type nnx.BatchStat, got {type(model).__name__}")
     check_layers("model's statistics", stats)
     graphdef, state = nnx.split(nnx.clone(model))
     return FlaxUpdate(state, stats, _made(_nnx_run, graphdef, method, tuple(arguments.items())))
+
+
+def _check_method(method: Any) -> None:
+    if method is not None and not callable(method):
+        raise TypeError(f"method must be a function of the module and a batch, or None, got {method!r}")
 
 
 def _made(make: Callable[..., Run], *of: Any) -> Run:

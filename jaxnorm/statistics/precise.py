@@ -67,6 +67,8 @@ def precise_stats(
     that it never meets again. So in batch mode `update` is handed statistics that nothing can be normalized by, and averaged
     with: it is an error if it does.
 
+    Statistics that a layer averages over parts of a batch itself, as ghost batch norm, are averaged over the batches too.
+
     Args:
       update: `update(stats, batch) -> stats`, a pass in training mode with the noise off, which gives each layer's statistics of
         the batch alone: batch norms are called with `train=True, momentum=0.0`, and dropout is not. (`train=True` of a whole

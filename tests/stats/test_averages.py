@@ -80,6 +80,10 @@ def test_reset() -> None:
     np.testing.assert_array_equal(new["u"], 7.0)
 
 
+def test_statistics_that_are_nan_are_reset() -> None:
+    np.testing.assert_array_equal(reset_stats(RunningStats(jnp.full(2, jnp.nan), jnp.full(2, jnp.nan))), [[0, 0], [1, 1]])
+
+
 def test_sets_are_pooled_exactly() -> None:
     x = np.random.default_rng(0).normal(size=(60, 4)) * [1, 2, 3, 4] + [0, 5, -5, 100]
     parts = np.split(x, [3, 40, 41])

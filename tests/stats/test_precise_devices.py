@@ -14,7 +14,7 @@ from tiers import then_slow
 
 import jaxnorm
 import jaxnorm.linen
-from jaxnorm.statistics import linen_update, precise_stats
+from jaxnorm.statistics import blended_batch_norm, eval_batch_norm, linen_update, precise_stats
 
 
 def assert_equal(found, wanted) -> None:
@@ -81,3 +81,25 @@ def test_a_flax_model_inside_shard_map() -> None:
     )(x)
     alone = precise_stats(linen_update(nn.BatchNorm(use_running_average=False), variables), given, x)
     assert_equal(found, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("shape", [(16, WIDTH), (16, 3, WIDTH)])
+def test_layers_on_sharded_arrays(kind: AxisType, shape: tuple[int, ...]) -> None:
+    params, state = jaxnorm.init_batch_norm(WIDTH)
+    x = jax.random.normal(jax.random.key(0), shape) + 1
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    layers = (
+        lambda x: blended_batch_norm(params, state, x, 0.3),
+        lambda x: blended_batch_norm(params, state, x, 0.3, per="example", mixture=True),
+        lambda x: eval_batch_norm(params, state, x, 4, var_of_means=jnp.full(WIDTH, 0.2)),
+    )
+    for layer in layers:
+        wanted, (mapped,) = layer(x), jax.vmap(layer)(x[None])
+        np.testing.assert_allclose(mapped, wanted, rtol=1e-5, atol=1e-6)
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+            y = jax.jit(layer)(sharded)
+            assert y.sharding.is_equivalent_to(sharded.sharding, x.ndim)
+            np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)

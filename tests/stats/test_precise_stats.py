@@ -232,13 +232,13 @@ def test_bfloat16_data() -> None:
 
 
 @pytest.mark.slow
-def test_float64() -> None:
-    whole = np.asarray(data(), np.float64).reshape(-1, WIDTH)
+def test_float64_in_eight_layers() -> None:
+    params, stats = network(8)
     with jax.enable_x64(True):
-        params, state = jaxnorm.init_batch_norm(WIDTH, param_dtype=jnp.float64, dtype=jnp.float64)
-        x = jnp.asarray(whole, jnp.float64).reshape(5, 16, WIDTH)
-        found = precise_stats(lambda state, x: jaxnorm.batch_norm(params, state, x, train=True, momentum=0.0)[1], state, x)
-        assert_close([found], [(whole.mean(0), whole.var(0))], 1e-14)
+        params, stats, x = jax.tree.map(lambda part: jnp.asarray(part, jnp.float64), (params, stats, data()))
+        found = precise_stats(update_of(params, by_stats=True), stats, x, layer_by_layer=True)
+        assert found[0].mean.dtype == jnp.float64
+        assert_close(found, oracle(params, x), 1e-11)
 
 
 def test_adabn_takes_back_a_shift_of_contrast_and_brightness() -> None:

@@ -70,6 +70,7 @@ STATE = STATS[0]
         ),
         (lambda: precise_stats(linen_update(NET, flax_model()), {"a": STATE}, X), ValueError, "statistics of the model"),
         (lambda: precise_stats(linen_update(NET, flax_model()), STATE, X, count=len), ValueError, "count must be None"),
+        (lambda: linen_update(NET, flax_model(), method="call"), TypeError, "method must be a function"),
         (lambda: nnx_update(3), TypeError, "model must be Module"),
         (lambda: nnx_update(nnx.Linear(2, 2, rngs=nnx.Rngs(0))), ValueError, "model must hold running statistics"),
         (
