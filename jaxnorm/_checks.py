@@ -165,6 +165,18 @@ def check_stats_dtype(name: str, dtype: Any, *, like: Any = None) -> np.dtype:
     return known
 
 
+def check_finite(name: str, x: Any, *, low: float = -np.inf) -> None:
+    """Raises a ValueError that names the first entry of a concrete `x` that is not finite, or that is below `low`."""
+    if not is_concrete(x):
+        return
+    values = np.asarray(x)
+    wrong = ~np.isfinite(values) if low == -np.inf else ~(np.isfinite(values) & (values >= low))
+    if wrong.any():
+        place = tuple(map(int, np.argwhere(wrong)[0]))
+        wanted = "finite" if low == -np.inf else f"finite and at least {low:g}"
+        raise ValueError(f"{name} must be {wanted}, got {values[place]} at {list(place)}")
+
+
 def check_type(name: str, value: Any, kind: type) -> None:
     """Raises a TypeError unless `value` is of this kind."""
     if not isinstance(value, kind):

@@ -59,6 +59,12 @@ def compute_dtype(dtype: Any, x: jax.Array, *params: jax.Array | None) -> np.dty
     return _promoted(x.dtype, output_dtype(dtype, x, *params))
 
 
+def promoted_dtype(*params: jax.Array | None) -> np.dtype | None:
+    """Returns the type to which those parameters that exist promote; None if there are none."""
+    found = [p for p in params if p is not None]
+    return _promoted(*found) if found else None
+
+
 def _promoted(*arrays_and_dtypes: Any) -> np.dtype:
     """Returns what these promote to; they are converted explicitly, so that it is right under strict promotion too."""
     with jax.numpy_dtype_promotion("standard"):

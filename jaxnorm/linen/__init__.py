@@ -24,6 +24,7 @@ from jaxnorm.linen.evonorm_s0 import EvoNormS0
 from jaxnorm.linen.evonorm_s1 import EvoNormS1
 from jaxnorm.linen.evonorm_s2 import EvoNormS2
 from jaxnorm.linen.filter_response_norm import FilterResponseNorm
+from jaxnorm.linen.folding import fold
 from jaxnorm.linen.frozen_batch_norm import FrozenBatchNorm
 from jaxnorm.linen.gated_rms_norm import GatedRMSNorm
 from jaxnorm.linen.ghost_batch_norm import GhostBatchNorm
@@ -124,6 +125,7 @@ __all__ = [
     "Zoneout",
     "converting",
     "dot_product_attention",
+    "fold",
     "freezing",
     "replacing_layers",
     "reset",

@@ -1,0 +1,220 @@
+"""Folding of the batch norms of a whole `flax.linen` model."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from flax.core import FrozenDict, freeze, unfreeze
+
+from jaxnorm._checks import check_type
+from jaxnorm._modules import promoted_dtype
+from jaxnorm._types import AffineParams, RunningStats
+from jaxnorm.folding._model import Norm, Recorder, check_running, fold_model
+from jaxnorm.folding.report import FoldReport
+from jaxnorm.linen.batch_norm import BatchNorm
+from jaxnorm.linen.frozen_batch_norm import FrozenBatchNorm
+from jaxnorm.linen.ghost_batch_norm import GhostBatchNorm
+
+_NORMS = (BatchNorm, FrozenBatchNorm, GhostBatchNorm, nn.BatchNorm)
+
+
+class _Given(NamedTuple):
+    """What a norm is called with, of what counts in inference."""
+
+    x: jax.Array
+    running: Any
+    residual: jax.Array | None
+
+
+class Folded(nn.Module):
+    """A model some of whose batch norms are folded into its weights: as `fold` returns it.
+
+    It is called as the model is, in inference, with the variables that `fold` returns, which have the model's own names. In the
+    place of a folded norm nothing is computed, or one addition.
+
+    Attributes:
+      model: the model that was folded.
+      norms: what each folded norm leaves, by its path in the model.
+    """
+
+    model: nn.Module
+    norms: Mapping[str, Norm]
+
+    @nn.compact
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model without the norms that are folded.
+
+        Args:
+          *args: what the model is called with.
+          **kwargs: likewise.
+
+        Returns:
+          What the model returns.
+
+        Raises:
+          ValueError: if a folded norm is called in training.
+        """
+        nn.share_scope(self, self.model)
+        above = len(self.path)
+
+        def intercept(call: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
+            module = context.module
+            path = "/".join(module.path[above:])
+            if not _is_norm(module, context.method_name) or path not in self.norms:
+                return call(*given, **named)
+            x, running, residual = _bound(module, given, named)
+            check_running(path, running)
+            shift = module.get_variable("params", "bias") if module.has_variable("params", "bias") else None
+            return self.norms[path].add(x, shift, residual)
+
+        with nn.intercept_methods(intercept):
+            return self.model(*args, **kwargs)
+
+
+def fold(
+    model: nn.Module, variables: Mapping[str, Any], *args: Any, paths: Sequence[str] | None = None, **kwargs: Any
+) -> tuple[Folded, Mapping[str, Any], FoldReport]:
+    """Folds the batch norms of a linen model into its dense layers and convolutions, for inference.
+
+    Each norm's `factor x + offset` (`jaxnorm.folding.as_affine`) goes into the weights of the layer whose output it gets, or else
+    into those of the layer that gets its output. The model's inference is traced to see which these are: whatever they are named,
+    any product or convolution with a kernel among the variables is such a layer, also one that is shared, transposed, grouped or
+    written by hand. Between the two there may be what a factor of each channel passes: moves, casts, average pooling, padding with
+    zeros, and nothing that something else uses too. A norm after the layer is folded for good if the layer has a bias, and else
+    leaves an addition in its place, as the missing bias; a norm before it leaves one unless the layer has a bias and pads nothing,
+    so that the borders are right. A norm that has no such layer, as one before an activation and after a sum, is left as it is,
+    with the reason in the report.
+
+    Folded are `BatchNorm`, `FrozenBatchNorm` and `GhostBatchNorm` of `jaxnorm.linen`, with an activation or a residual within it
+    or not, and `flax.linen.BatchNorm`; subclasses that call otherwise are left. Factors are computed in float32 or wider, and each
+    weight is rounded once to the type that it has. A mask has no part in it.
+
+    Args:
+      model: a linen module, unbound.
+      variables: its variables, as from `init`; they are not changed.
+      *args: what the model is called with, arrays or `jax.ShapeDtypeStruct`s; no number in them matters.
+      paths: the paths of the norms to be folded, as "block/norm"; None for all that can be.
+      **kwargs: likewise, with what makes the model infer, as `train=False`.
+
+    Returns:
+      The model without these norms, a linen module that is applied as the model is; its variables, without the norms' own but for
+      a `bias` where an addition is left; and the report, which prints as a table.
+
+    Raises:
+      ValueError: if a norm is in training; if the model calls no batch norm; if a norm's parameters or statistics are not finite,
+        a variance is negative or sizes do not fit; if a norm in paths is not there, or cannot be folded.
+      TypeError: if model is no linen module.
+
+    References:
+      Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML
+      2015, section 3.1, https://arxiv.org/abs/1502.03167.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxnorm.linen
+      >>> class Net(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, *, train):
+      ...         x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), use_bias=False)(x)))
+      ...         return nn.Dense(2)(nn.BatchNorm(use_running_average=not train)(x.mean((1, 2))))
+      >>> net, x = Net(), jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = net.init(jax.random.key(1), x, train=False)
+      >>> folded, new_variables, report = jaxnorm.linen.fold(net, variables, x, train=False)
+      >>> print(report)
+      2 of 2 batch norms folded
+      batch norm   layer    remains  why
+      BatchNorm_0  Conv_0   nothing  the norm is after the layer
+      BatchNorm_1  Dense_0  nothing  the norm is before the layer
+      >>> y = folded.apply(new_variables, x, train=False)
+      >>> bool(jnp.allclose(y, net.apply(variables, x, train=False), atol=1e-6))
+      True
+    """
+    check_type("model", model, nn.Module)
+    norms, modules, recorder = {}, {}, Recorder()
+    arrays, given = jax.tree_util.tree_flatten_with_path(variables)
+    inputs, called = jax.tree.flatten((args, kwargs))
+    traced = [i for i, leaf in enumerate(inputs) if hasattr(leaf, "shape")]
+
+    def intercept(call: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
+        module = context.module
+        if not _is_norm(module, context.method_name):
+            return call(*given, **named)
+        path = "/".join(module.path)
+        x, running, residual = _bound(module, given, named)
+        params = _affine(lambda *name: nn.meta.unbox(module.get_variable(*name)), module)
+        axis = module.axis if isinstance(module.axis, int) else tuple(module.axis)
+        norms[path] = Norm(axis, module.dtype, promoted_dtype(*params), getattr(module, "activation", None))
+        modules[path] = module
+        y = recorder.call(path, norms[path], x, running=running, residual=residual)
+        call(*given, **named)  # for what it says of arguments that do not fit; nothing uses its result
+        return y
+
+    def run(leaves: Sequence[Any], values: Sequence[Any]) -> Any:
+        filled = dict(enumerate(inputs)) | dict(zip(traced, values, strict=True))
+        args, kwargs = jax.tree.unflatten(called, [filled[i] for i in range(len(inputs))])
+        with nn.intercept_methods(intercept):
+            return model.apply(jax.tree.unflatten(given, leaves), *args, **kwargs)
+
+    def constants(path: str) -> tuple[AffineParams, RunningStats, Any]:
+        def read(collection: str, name: str) -> Any:
+            return nn.meta.unbox(_node(variables[collection], path)[name])
+
+        state = RunningStats(read("batch_stats", "mean"), read("batch_stats", "var"))
+        return _affine(read, modules[path]), state, modules[path].epsilon
+
+    names = ["/".join(entry.key for entry in path[1:] if isinstance(entry, jax.tree_util.DictKey)) for path, _ in arrays]
+    leaves = [leaf for _, leaf in arrays]
+    result = fold_model(run, recorder, leaves, [inputs[i] for i in traced], names, constants, paths)
+    new = _without_norms(jax.tree.unflatten(given, result.leaves), result.shifts)
+    return Folded(model, FrozenDict({path: norms[path] for path in result.shifts})), new, result.report
+
+
+def _is_norm(module: nn.Module, method: str) -> bool:
+    """Whether a call is one of a batch norm that can be folded; a subclass that calls otherwise is another layer."""
+    return method == "__call__" and any(isinstance(module, kind) and type(module).__call__ is kind.__call__ for kind in _NORMS)
+
+
+def _bound(module: Any, args: Any, kwargs: Any) -> _Given:
+    """Returns what a call of a norm gives it; one without a flag is always in inference."""
+    given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    running: Any = True
+    if hasattr(module, "use_running_average"):
+        asked = given.get("use_running_average")
+        running = nn.merge_param("use_running_average", module.use_running_average, asked)
+    return _Given(given["x"], running, given.get("residual"))
+
+
+def _affine(read: Callable[[str, str], Any], module: Any) -> AffineParams:
+    """Returns a norm's parameters, of those that it uses."""
+    return AffineParams(
+        scale=read("params", "scale") if module.use_scale else None, bias=read("params", "bias") if module.use_bias else None
+    )
+
+
+def _without_norms(variables: Any, shifts: Mapping[str, jax.Array | None]) -> Any:
+    """Returns variables without those of the norms, but for a bias where something is added in a norm's place."""
+    new = {name: dict(unfreeze(collection)) for name, collection in variables.items()}
+    for path, shift in shifts.items():
+        for name in ("params", "batch_stats"):
+            if name in new:
+                new[name] = _replaced(new[name], path.split("/"), shift if name == "params" else None)
+    kept = {name: collection for name, collection in new.items() if collection or name not in ("params", "batch_stats")}
+    return freeze(kept) if isinstance(variables, FrozenDict) else kept
+
+
+def _replaced(tree: Mapping[str, Any], path: Sequence[str], shift: jax.Array | None) -> dict[str, Any]:
+    """Returns a tree with a norm's own variables replaced by a bias, or left out; branches that become empty go too."""
+    first, *rest = path
+    others = {name: branch for name, branch in tree.items() if name != first}
+    if rest:
+        branch = _replaced(tree.get(first, {}), rest, shift)
+    else:
+        branch = {} if shift is None else {"bias": shift}
+    return {**others, first: branch} if branch else others
+
+
+def _node(tree: Any, path: str) -> Any:
+    for name in filter(None, path.split("/")):
+        tree = tree[name]
+    return tree
