@@ -55,6 +55,7 @@ class _Call(NamedTuple):
     path: str
     axes: tuple[int, ...]
     shape: tuple[int, ...]
+    dtype: np.dtype
     linear: bool
 
 
@@ -68,9 +69,9 @@ class Recorder:
         """Notes a call, and returns x with the mark of the norm's place; raises unless the running statistics are used."""
         check_running(path, running)
         axes = canonical_axes("axis", norm.axis, x.ndim)
-        linear = residual is None and norm.activation is None
-        self.calls.append(_Call(path, axes, x.shape, linear))
-        return norm.add(checkpoint_name(x, f"{MARK}{len(self.calls) - 1}"), None, residual)
+        y = norm.add(checkpoint_name(x, f"{MARK}{len(self.calls)}"), None, residual)
+        self.calls.append(_Call(path, axes, x.shape, y.dtype, linear=residual is None and norm.activation is None))
+        return y
 
 
 def check_running(path: str, running: Any) -> None:
@@ -170,11 +171,7 @@ class _Fold:
         folded, absorbed = self._folded(matches, factor, offset)
         shift = None if absorbed or not np.any(np.asarray(offset)) else offset
         if shift is not None and order == "before":
-            shift = offset / factor
-            dead = np.flatnonzero(~np.isfinite(np.asarray(shift)) & (np.asarray(offset) != 0))
-            if dead.size:
-                raise NotLinear(f"its factor is 0 in channel {dead[0]}, and the layer after it has no bias that could take the offset")
-            shift = jnp.where(offset == 0, jnp.zeros((), offset.dtype), shift)
+            shift = _before_the_factor(offset, factor, [self._calls[number].dtype for number in numbers])
         for leaf, array in folded.items():
             if not bool(jnp.isfinite(array).all()):
                 raise NotLinear(f"{self._names[leaf]} would not be finite in {array.dtype}")
@@ -233,6 +230,21 @@ class _Fold:
                 moved = through(self.leaves[target.kernel], offset, scaled[target.kernel], target.kept)
                 folded[target.bias] = (bias.astype(moved.dtype) + match_sharding(moved, bias)).astype(bias.dtype)
         return folded, absorbed
+
+
+def _before_the_factor(offset: jax.Array, factor: jax.Array, dtypes: Sequence[np.dtype]) -> jax.Array:
+    """Returns the s of `factor (x + s) = factor x + offset`, or raises NotLinear where there is none that these types hold."""
+    moves = offset != 0
+    shift = jnp.where(moves, offset / jnp.where(moves, factor, jnp.ones((), factor.dtype)), jnp.zeros((), offset.dtype))
+    largest = min(float(jnp.finfo(dtype).max) for dtype in dtypes)
+    too_large = np.flatnonzero(~(np.abs(np.asarray(shift)) < largest))
+    if too_large.size:
+        number = too_large[0]
+        raise NotLinear(
+            f"the layer after it has no bias that could take the offset, which is {offset[number]:.3g} in channel {number}, where the "
+            f"factor is {factor[number]:.3g}"
+        )
+    return shift
 
 
 def _where(jaxpr: Any, mark: str) -> str:

@@ -229,7 +229,8 @@ class Search:
         if isinstance(atom, Literal) or axes[0] is None:
             return None
         if atom < self._parameters:
-            return Weights(atom, tuple(axes), use_of(use), True)
+            floats = jnp.issubdtype(self._program.dtypes[atom], jnp.inexact)
+            return Weights(atom, tuple(axes), use_of(use), moved=True) if floats else None
         step = self._program.makers.get(atom)
         if step is None or _is_norm(step) or self._program.only_use(atom) is None:
             return None

@@ -41,14 +41,14 @@ class FoldReport(NamedTuple):
         return tuple(norm for norm in self.norms if norm.reason)
 
     def __str__(self) -> str:
-        head = ("batch norm", "layer", "remains", "why")
+        head = ("batch norm", "folded into", "")
         lines = [head, *(_line(norm) for norm in self.norms)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
         return "\n".join((f"{len(self.folded)} of {len(self.norms)} batch norms folded", *table))
 
 
-def _line(norm: NormFold) -> tuple[str, str, str, str]:
+def _line(norm: NormFold) -> tuple[str, str, str]:
     if norm.reason:
-        return norm.norm, "-", "all", norm.reason
-    return norm.norm, norm.layer, "an addition" if norm.adds else "nothing", f"the norm is {norm.order} the layer"
+        return norm.norm, "-", norm.reason
+    return norm.norm, f"{norm.layer}, {'before' if norm.order == 'after' else 'after'} it", "an addition is left" if norm.adds else ""

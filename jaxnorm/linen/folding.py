@@ -123,9 +123,9 @@ def fold(
       >>> folded, new_variables, report = jaxnorm.linen.fold(net, variables, x, train=False)
       >>> print(report)
       2 of 2 batch norms folded
-      batch norm   layer    remains  why
-      BatchNorm_0  Conv_0   nothing  the norm is after the layer
-      BatchNorm_1  Dense_0  nothing  the norm is before the layer
+      batch norm   folded into
+      BatchNorm_0  Conv_0, before it
+      BatchNorm_1  Dense_0, after it
       >>> y = folded.apply(new_variables, x, train=False)
       >>> bool(jnp.allclose(y, net.apply(variables, x, train=False), atol=1e-6))
       True

@@ -24,6 +24,7 @@ from jaxnorm.nnx.evonorm_s0 import EvoNormS0
 from jaxnorm.nnx.evonorm_s1 import EvoNormS1
 from jaxnorm.nnx.evonorm_s2 import EvoNormS2
 from jaxnorm.nnx.filter_response_norm import FilterResponseNorm
+from jaxnorm.nnx.folding import fold
 from jaxnorm.nnx.frozen_batch_norm import FrozenBatchNorm
 from jaxnorm.nnx.gated_rms_norm import GatedRMSNorm
 from jaxnorm.nnx.ghost_batch_norm import GhostBatchNorm
@@ -124,6 +125,7 @@ __all__ = [
     "Zoneout",
     "convert",
     "dot_product_attention",
+    "fold",
     "freeze",
     "replace_layers",
     "reset",
