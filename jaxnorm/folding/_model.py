@@ -9,6 +9,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._axes import canonical_axes, match_sharding, other_axes
+from jaxnorm._checks import check_shape
 from jaxnorm._modules import output_dtype
 from jaxnorm._types import AffineParams, RunningStats, wide_dtype
 from jaxnorm.folding._program import Program
@@ -65,10 +66,13 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[_Call] = []
 
-    def call(self, path: str, norm: Norm, x: jax.Array, *, running: Any, residual: jax.Array | None = None) -> jax.Array:
-        """Notes a call, and returns x with the mark of the norm's place; raises unless the running statistics are used."""
+    def call(
+        self, path: str, norm: Norm, x: jax.Array, *, mean: jax.Array, running: Any, residual: jax.Array | None = None
+    ) -> jax.Array:
+        """Notes a call, and returns x with the mark of the norm's place; raises unless running statistics that fit are used."""
         check_running(path, running)
         axes = canonical_axes("axis", norm.axis, x.ndim)
+        check_shape(f"the running mean of the batch norm {path}", mean, tuple(x.shape[a] for a in axes), "the channels of x")
         y = norm.add(checkpoint_name(x, f"{MARK}{len(self.calls)}"), None, residual)
         self.calls.append(_Call(path, axes, x.shape, y.dtype, linear=residual is None and norm.activation is None))
         return y

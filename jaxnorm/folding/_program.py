@@ -31,17 +31,18 @@ class Step(NamedTuple):
       params: of its primitive.
       inputs: what it takes.
       outputs: the numbers of what it gives.
-      within: the name of the function with a derivative of its own that it is a part of, as "relu"; or empty.
+      within: the name of the function with a derivative of its own that it is a part of, as "relu"; empty if that has none, and
+        None if there is no such function.
     """
 
     name: str
     params: Any
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
-    within: str
+    within: str | None
 
     def __str__(self) -> str:
-        return f"{self.within} ({self.name})" if self.within and self.within != self.name else self.name
+        return f"{self.within} ({self.name})" if self.within else self.name
 
 
 class Use(NamedTuple):
@@ -69,7 +70,7 @@ class Program:
         self._steps: list[Step] = []
         jaxpr = closed.jaxpr
         inputs = [self._new(var) for var in (*jaxpr.invars, *jaxpr.constvars)]
-        outputs = self._enter(jaxpr, inputs, "")
+        outputs = self._enter(jaxpr, inputs, None)
         self._keep(outputs)
 
     def shape(self, atom: Atom) -> tuple[int, ...]:
@@ -91,7 +92,7 @@ class Program:
         self.dtypes.append(var.aval.dtype)
         return len(self.shapes) - 1
 
-    def _enter(self, jaxpr: Any, inputs: Sequence[Atom], within: str) -> list[Atom]:
+    def _enter(self, jaxpr: Any, inputs: Sequence[Atom], within: str | None) -> list[Atom]:
         """Adds the steps of a program, whose variables (then constants) are these, and returns its results."""
         values: dict[Any, Atom] = dict(zip((*jaxpr.invars, *jaxpr.constvars), inputs, strict=True))
 
@@ -104,9 +105,11 @@ class Program:
             if held is not None:
                 inner = getattr(held, "jaxpr", held)
                 constants = [self._new(var) for var in inner.constvars]
-                is_function = eqn.primitive.name.startswith("custom_")
-                name = str(eqn.params.get("name", "")) if is_function and not within else within
-                found: Sequence[Atom] = self._enter(inner, (*given, *constants), name)
+                if eqn.primitive.name.startswith("custom_"):
+                    inside = within or ""
+                else:
+                    inside = eqn.params.get("name", "") if within == "" else within
+                found: Sequence[Atom] = self._enter(inner, (*given, *constants), inside)
             else:
                 found = tuple(self._new(var) for var in eqn.outvars)
                 self._steps.append(Step(eqn.primitive.name, eqn.params, given, found, within))

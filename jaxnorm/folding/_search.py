@@ -238,9 +238,12 @@ class Search:
         if step.name in _MOVES:
             return self._weights(step.inputs[0], before, Use(step, 0))
         if step.name in ("mul", "div"):
-            for place in (0, 1) if step.name == "mul" else (0,):
-                if (found := self._weights(step.inputs[place], before, Use(step, place))) is not None:
-                    return found._replace(moved=False)
+            places = (0, 1) if step.name == "mul" else (0,)
+            found = [self._weights(step.inputs[place], before, Use(step, place)) for place in places]
+            choices = [choice for choice in found if choice is not None]
+            # Of a kernel that is normalized, which has other uses, and its gain, the gain.
+            choice = min(choices, key=lambda choice: len(self._program.uses[choice.leaf]), default=None)
+            return None if choice is None else choice._replace(moved=False)
         return None
 
     def _axis_before(self, step: Step, axis: int) -> int | None:
@@ -263,8 +266,7 @@ class Search:
             case "slice":
                 return axis if given[axis] == size else None
             case "pad":
-                zeros = isinstance(step.inputs[1], Literal) and not np.any(step.inputs[1].value)
-                return axis if zeros and not any(params["padding_config"][axis]) else None
+                return axis if self._is_zero(step.inputs[1]) and not any(params["padding_config"][axis]) else None
             case "reduce_window_sum":
                 return axis if params["window_dimensions"][axis] == 1 and given[axis] == size else None
             case "reduce_sum":
@@ -276,6 +278,12 @@ class Search:
             case name if name in _SAME:
                 return axis
         return None
+
+    def _is_zero(self, atom: Atom) -> bool:
+        if isinstance(atom, Literal):
+            return not np.any(atom.value)
+        step = self._program.makers.get(atom)
+        return step is not None and step.name in ("convert_element_type", "broadcast_in_dim") and self._is_zero(step.inputs[0])
 
     def _axis_after(self, step: Step, axis: int) -> int | None:
         """Returns which axis of a step's output an axis of what it takes first is, likewise."""

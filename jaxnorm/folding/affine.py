@@ -53,9 +53,9 @@ def as_affine(params: AffineParams, state: RunningStats, *, epsilon: Scalar = 1e
         parts.append(part)
     scale, bias = parts
     wide = widest_dtype(mean, var, scale, bias)
-    factor = inverse_deviation(var.astype(real_dtype(wide)), epsilon)
-    check_finite("1 / sqrt(state.var + epsilon)", factor)
-    factor = (factor if scale is None else factor * scale.astype(wide)).astype(wide)
+    inverse = inverse_deviation(var.astype(real_dtype(wide)), epsilon)
+    check_finite("1 / sqrt(state.var + epsilon)", inverse)
+    factor = inverse.astype(wide) if scale is None else inverse.astype(wide) * scale.astype(wide)
     offset = -mean.astype(wide) * factor
     return factor, offset if bias is None else offset + bias.astype(wide)
 

@@ -171,15 +171,15 @@ def fold_conv(
         if len(spatial_shape) != len(spatial):
             raise ValueError(f"spatial_shape must be {len(spatial)} sizes, as the kernel's, got {spatial_shape!r}")
         wide = widest_dtype(kernel, offset)
+        window = [(0, 0)] * len(spatial) if padding == "VALID" else padding  # which as a word goes without input dilation
         image = jnp.broadcast_to(offset.astype(wide), (1, *spatial_shape, offset.size))
         weights = kernel.astype(wide)
         if transposed:
-            window = padding if isinstance(padding, str) else list(padding)
             y = lax.conv_transpose(
                 image,
                 weights,
                 strides,
-                window,
+                padding,
                 rhs_dilation=kernel_dilation,
                 dimension_numbers=_layout(kernel.ndim),
                 transpose_kernel=transpose_kernel,
@@ -190,7 +190,7 @@ def fold_conv(
                 image,
                 weights,
                 strides,
-                padding,
+                window,
                 lhs_dilation=input_dilation,
                 rhs_dilation=kernel_dilation,
                 dimension_numbers=_layout(kernel.ndim),

@@ -138,7 +138,7 @@ def fold(
 
     def intercept(call: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
         module = context.module
-        if not _is_norm(module, context.method_name):
+        if not (_is_norm(module, context.method_name) and module.has_variable("batch_stats", "mean")):
             return call(*given, **named)
         path = "/".join(module.path)
         x, running, residual = _bound(module, given, named)
@@ -146,7 +146,8 @@ def fold(
         axis = module.axis if isinstance(module.axis, int) else tuple(module.axis)
         norms[path] = Norm(axis, module.dtype, promoted_dtype(*params), getattr(module, "activation", None))
         modules[path] = module
-        y = recorder.call(path, norms[path], x, running=running, residual=residual)
+        mean = nn.meta.unbox(module.get_variable("batch_stats", "mean"))
+        y = recorder.call(path, norms[path], x, mean=mean, running=running, residual=residual)
         call(*given, **named)  # for what it says of arguments that do not fit; nothing uses its result
         return y
 

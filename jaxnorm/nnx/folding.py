@@ -86,7 +86,7 @@ class _Place(nnx.Module):
         if hasattr(self.norm, "use_running_average"):
             running = first_given(self.norm, "use_running_average", use_running_average)
             flag = {"use_running_average": running}
-        y = self.recorder.call(self.path, self.known, x, running=running, residual=residual)
+        y = self.recorder.call(self.path, self.known, x, mean=self.norm.mean[...], running=running, residual=residual)
         own = {name: value for name, value in (("mask", mask), ("residual", residual)) if value is not None}
         self.norm(x, **flag, **own)  # for what it says of arguments that do not fit; nothing uses its result
         return y

@@ -121,7 +121,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {  # the 
     "transposed": ((3, 3, 4, 6), 4, {"transposed": True, "strides": (2, 2)}),
     "transposed kernel": ((3, 2, 6, 4), 4, {"transposed": True, "transpose_kernel": True, "strides": (2, 1)}),
 }
-PADDINGS: dict[str, Any] = {"VALID": "VALID", "SAME": "SAME", "one": 1, "uneven": (0, (1, 2))}
+PADDINGS: dict[str, Any] = {"VALID": "VALID", "SAME": "SAME", "one": 1, "uneven": (0, (1, 2)), "none": 0}
 
 
 def convolution(x: jax.Array, kernel: jax.Array, options: dict[str, Any], padding: Any) -> jax.Array:
@@ -157,9 +157,11 @@ def test_after_a_convolution(kind: str) -> None:
         kernel = jax.random.normal(jax.random.key(0), shape, jnp.float64)
         bias, x = jnp.arange(float(outputs)), jax.random.normal(jax.random.key(1), (2, *[6] * (len(shape) - 2), features))
         params, state = norm_of(outputs)
-        expected = normalized(params, state, convolution(x, kernel, options, "SAME") + jnp.expand_dims(bias, range(len(shape) - 1)))
-        kernel, bias = fold_conv(params, state, kernel, bias, **options)
-        found = convolution(x, kernel, options, "SAME") + jnp.expand_dims(bias, range(len(shape) - 1))
+        bias = jnp.expand_dims(bias, range(len(shape) - 1))
+        padding = 1 if "input_dilation" in options else "SAME"
+        expected = normalized(params, state, convolution(x, kernel, options, padding) + bias)
+        kernel, bias = fold_conv(params, state, kernel, bias.ravel(), **options)
+        found = convolution(x, kernel, options, padding) + jnp.expand_dims(bias, range(len(shape) - 1))
         assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -167,6 +169,8 @@ def test_after_a_convolution(kind: str) -> None:
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_before_a_convolution(kind: str, padding: str) -> None:
     shape, features, options = CONVOLUTIONS[kind]
+    if "input_dilation" in options and isinstance(PADDINGS[padding], str):  # which as words jax does not take here
+        padding = {"VALID": "none", "SAME": "uneven"}[padding]
     given = PADDINGS[padding] if padding != "uneven" else [0] * (len(shape) - 3) + [(1, 2)]
     outputs = features_out(shape, options)
     sizes = (6, 5, 4)[: len(shape) - 2]
@@ -178,7 +182,7 @@ def test_before_a_convolution(kind: str, padding: str) -> None:
         folded, bias = fold_conv(
             params, state, kernel, jnp.arange(float(outputs)), before=True, padding=given, spatial_shape=sizes, **options
         )
-        plain = padding == "VALID" and not {"transposed", "input_dilation"} & set(options)
+        plain = padding in ("VALID", "none") and not {"transposed", "input_dilation"} & set(options)
         assert bias.ndim == (1 if plain else len(shape) - 1)
         bias = jnp.expand_dims(bias, range(x.ndim - bias.ndim))
         assert_allclose(convolution(x, folded, options, PADDINGS[padding]) + bias, expected, rtol=1e-11, atol=1e-11)
