@@ -14,7 +14,7 @@ from jaxnorm._modules import output_dtype
 from jaxnorm._types import AffineParams, RunningStats, wide_dtype
 from jaxnorm.folding._program import Program
 from jaxnorm.folding._search import MARK, Match, NotLinear, Search, Shifted
-from jaxnorm.folding._weights import Along, scale_and_shift, through
+from jaxnorm.folding._weights import scale_and_shift, through
 from jaxnorm.folding.affine import as_affine
 from jaxnorm.folding.report import FoldReport, NormFold
 
@@ -82,7 +82,8 @@ def check_running(path: str, running: Any) -> None:
     """Raises unless a norm is in inference."""
     if not isinstance(running, bool | np.bool_) or not running:
         raise ValueError(
-            f"the batch norm {path} must use its running statistics, got use_running_average={running!r}: fold a model in inference"
+            f"the batch norm {path} must use its running statistics, got use_running_average={running!r}: a model is folded, and "
+            "then run, in inference"
         )
 
 
@@ -217,9 +218,7 @@ class _Fold:
         if {(id(use.step), use.place) for use in self._program.uses[leaf]} - uses:
             raise NotLinear(f"{self._names[leaf]} is used elsewhere too")
 
-    def _folded(
-        self, matches: Sequence[Match], factor: jax.Array, offset: jax.Array
-    ) -> tuple[dict[int, jax.Array], bool]:
+    def _folded(self, matches: Sequence[Match], factor: jax.Array, offset: jax.Array) -> tuple[dict[int, jax.Array], bool]:
         """Returns the new parameters, and whether they take the offset too."""
         absorbed = all(match.offset_to is not None for match in matches)
         scaled = {leaf: along for match in matches for leaf, along in match.scaled.items()}
@@ -245,8 +244,8 @@ def _before_the_factor(offset: jax.Array, factor: jax.Array, dtypes: Sequence[np
     if too_large.size:
         number = too_large[0]
         raise NotLinear(
-            f"the layer after it has no bias that could take the offset, which is {offset[number]:.3g} in channel {number}, where the "
-            f"factor is {factor[number]:.3g}"
+            f"the layer after it has no bias for the offset, which is {offset[number]:.3g} in channel {number}, where the factor "
+            f"is {factor[number]:.3g}"
         )
     return shift
 

@@ -1,8 +1,8 @@
 """Finds in a program the layer that a batch norm's factor can go into: what is between must let a factor of each channel pass.
 
-From the norm's input back, and from its output on, every value must be used once, and every step must be a layer with weights, an
-addition of a bias, or one that a factor passes: `f(factor x) = factor f(x)`. Such a step may move or leave out elements, or it may
-sum over other axes, pad with zeros or multiply, and then a constant does not pass it.
+From the norm's input back, and from its output on, every value must be used once, and every step must be a layer with weights,
+an addition of a bias, or one that a factor passes: `f(factor x) = factor f(x)`. Such a step may move or leave out elements, or
+it may sum over other axes, pad with zeros or multiply, and then a constant does not pass it.
 """
 
 from collections.abc import Sequence
@@ -192,7 +192,7 @@ class Search:
     def _layer_after(
         self, step: Step, place: int, own: int, kept: dict[int, int], *, other: int | None = None, groups: int = 1, constant: bool
     ) -> Match:
-        """Returns a layer whose kernel has the channels on the axis `own`, and its outputs on others, as these axes of the output."""
+        """Returns a layer whose kernel has the channels on the axis `own`, and on those kept its outputs, by their axes."""
         shape = self._program.shape(step.inputs[place])
         axes = (own, own if other is None else other, *kept, *range(len(shape)))
         found = self._weights(step.inputs[place], axes, Use(step, place))
@@ -225,7 +225,7 @@ class Search:
         return None
 
     def _weights(self, atom: Atom, axes: Sequence[int | None], use: Use) -> Weights | None:
-        """Returns the parameter that a step takes, with these axes of what it takes, or None if it takes none that has the first."""
+        """Returns the parameter that a step takes, with these axes of what it takes, or None if there is none with the first."""
         if isinstance(atom, Literal) or axes[0] is None:
             return None
         if atom < self._parameters:
@@ -313,7 +313,7 @@ def _dot_axes(program: Program, step: Step) -> Any:
 
 
 def _axis_before_reshape(given: Sequence[int], new: Sequence[int], axis: int) -> int | None:
-    """Returns the axis with the same size and as many elements before it, counted from the end as the new one is if there is one."""
+    """Returns the axis with the same size and as many elements before it; of several, the one in the same place from the end."""
 
     def before(shape: Sequence[int], axis: int) -> int:
         return int(np.prod(shape[:axis], dtype=np.int64))

@@ -13,8 +13,8 @@ def as_affine(params: AffineParams, state: RunningStats, *, epsilon: Scalar = 1e
 
     `factor = scale / sqrt(var + epsilon)` and `offset = bias - mean factor`.
 
-    Where a channel's mean is large against its deviation, `factor x` and the offset cancel, which `batch_norm` avoids by subtracting
-    the mean first: a mean of 1e4 deviations costs 4 of float32's 7 digits, in a folded layer too.
+    Where a channel's mean is large against its deviation, `factor x` and the offset cancel, which `batch_norm` avoids by
+    subtracting the mean first: a mean of 1e4 deviations costs 4 of float32's 7 digits, in a folded layer too.
 
     Args:
       params: `AffineParams(scale, bias)`, each of shape `[C]` or None.
@@ -63,8 +63,8 @@ def as_affine(params: AffineParams, state: RunningStats, *, epsilon: Scalar = 1e
 def identity_batch_norm(state: RunningStats, *, epsilon: Scalar = 1e-5) -> AffineParams:
     """Returns the parameters by which batch norm with these statistics is the identity in inference.
 
-    `scale = sqrt(var + epsilon)` and `bias = mean`: a norm that is put into a trained network leaves it as it was, and learns from
-    there.
+    `scale = sqrt(var + epsilon)` and `bias = mean`: a norm that is put into a trained network leaves it as it was, and learns
+    from there.
 
     Args:
       state: `RunningStats(mean, var)`, each of shape `[C]`: the statistics of what the norm will get.

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._checks import Scalar, check_finite, check_float, check_known_flag, check_shape, check_size, check_sizes_along, is_concrete
+from jaxnorm._checks import (
+    Scalar,
+    check_finite,
+    check_float,
+    check_known_flag,
+    check_shape,
+    check_size,
+    check_sizes_along,
+    is_concrete,
+)
 from jaxnorm._types import AffineParams, RunningStats, widest_dtype
 from jaxnorm.folding._weights import Along, scale_and_shift, spread, through
 from jaxnorm.folding.affine import as_affine
@@ -27,8 +36,8 @@ def fold_dense(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns kernel and bias of a dense layer that does in inference what the layer and a batch norm after, or before, it do.
 
-    With `factor, offset = as_affine(params, state)`: after the layer `kernel factor` and `bias factor + offset`, with a factor for
-    each output; before the layer `factor[:, None] kernel` and `bias + offset @ kernel`.
+    With `factor, offset = as_affine(params, state)`: after the layer `kernel factor` and `bias factor + offset`, with a factor
+    for each output; before the layer `factor[:, None] kernel` and `bias + offset @ kernel`.
 
     Args:
       params: `AffineParams(scale, bias)` of the batch norm, each of shape `[C]` or None.
@@ -86,8 +95,8 @@ def fold_conv(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns kernel and bias of a convolution that does in inference what it and a batch norm after, or before, it do.
 
-    With `factor, offset = as_affine(params, state)`: after the convolution `kernel factor` and `bias factor + offset`, with a factor
-    for each output; before it `factor kernel`, with a factor for each input, and `bias + conv(offset, kernel)`.
+    With `factor, offset = as_affine(params, state)`: after the convolution `kernel factor` and `bias factor + offset`, with a
+    factor for each output; before it `factor kernel`, with a factor for each input, and `bias + conv(offset, kernel)`.
 
     After a convolution the fold is exact whatever the convolution is, and of its arguments only the groups and `transpose_kernel`
     matter. Before one, what pads the input with zeros pads behind the batch norm: at the borders the offset adds less. There the
@@ -99,8 +108,8 @@ def fold_conv(
       params: `AffineParams(scale, bias)` of the batch norm, each of shape `[C]` or None.
       state: its `RunningStats(mean, var)`, each of shape `[C]`.
       kernel: `[..., features in / groups, features out]` with any number of spatial axes before, as Flax's `Conv` and
-        `ConvTranspose` have it; with `transpose_kernel` `[..., features out, features in]`. C is the number of features out, or of
-        those in if `before`.
+        `ConvTranspose` have it; with `transpose_kernel` `[..., features out, features in]`. C is the number of features out, or
+        of those in if `before`.
       bias: `[features out]`, or None for 0.
       epsilon: that of the batch norm; a number or a traced scalar.
       before: whether the batch norm is before the convolution.
@@ -154,12 +163,13 @@ def fold_conv(
     inputs, outputs = (kernel.ndim - 1, kernel.ndim - 2) if transpose_kernel else (kernel.ndim - 2, kernel.ndim - 1)
     sizes = {"strides": strides, "input_dilation": input_dilation, "kernel_dilation": kernel_dilation}
     strides, input_dilation, kernel_dilation = (check_sizes_along(name, value, spatial) for name, value in sizes.items())
-    padding = _padding(padding, len(spatial), kernel_dilation, kernel.shape)
-    if transposed and padding in ("CIRCULAR", "REFLECT"):
-        raise ValueError(f"padding must add zeros in a transposed convolution, got {padding!r}")
-    pads = transposed or padding not in _KEEPING or any(size > 1 for size in input_dilation)
-    if not pads or not before:
-        return _folded(params, state, kernel, bias, epsilon, before=before, inputs=inputs, outputs=outputs, groups=groups)
+    window: Any = _window(padding, len(spatial), kernel_dilation, kernel.shape)
+    spaced = transposed or any(size > 1 for size in input_dilation)  # zeros are put between the elements of x
+    if spaced and window in ("CIRCULAR", "REFLECT"):
+        raise ValueError(f"padding must add zeros where x is transposed or dilated, got {padding!r}")
+    pads = spaced or window not in _KEEPING
+    if pads and spatial_shape is not None and len(spatial_shape) != len(spatial):
+        raise ValueError(f"spatial_shape must be {len(spatial)} sizes, as the kernel's, got {spatial_shape!r}")
 
     def map_of(offset: jax.Array) -> jax.Array:
         """What the convolution makes of an image of the offsets."""
@@ -168,39 +178,27 @@ def fold_conv(
                 f"before=True with padding {padding!r}{' and transposition' if transposed else ''} adds zeros behind the batch "
                 "norm: give spatial_shape, the sizes of x, for a bias that is a map, or let the convolution pad nothing"
             )
-        if len(spatial_shape) != len(spatial):
-            raise ValueError(f"spatial_shape must be {len(spatial)} sizes, as the kernel's, got {spatial_shape!r}")
         wide = widest_dtype(kernel, offset)
-        window = [(0, 0)] * len(spatial) if padding == "VALID" else padding  # which as a word goes without input dilation
         image = jnp.broadcast_to(offset.astype(wide), (1, *spatial_shape, offset.size))
-        weights = kernel.astype(wide)
+        options: Any = {"rhs_dilation": kernel_dilation, "dimension_numbers": _layout(kernel.ndim), "precision": "highest"}
         if transposed:
-            y = lax.conv_transpose(
-                image,
-                weights,
-                strides,
-                padding,
-                rhs_dilation=kernel_dilation,
-                dimension_numbers=_layout(kernel.ndim),
-                transpose_kernel=transpose_kernel,
-                precision=lax.Precision.HIGHEST,
-            )
-        else:
-            y = lax.conv_general_dilated(
-                image,
-                weights,
-                strides,
-                window,
-                lhs_dilation=input_dilation,
-                rhs_dilation=kernel_dilation,
-                dimension_numbers=_layout(kernel.ndim),
-                feature_group_count=groups,
-                precision=lax.Precision.HIGHEST,
-            )
-        return y[0]
+            y = lax.conv_transpose(image, kernel.astype(wide), strides, window, transpose_kernel=transpose_kernel, **options)
+            return y[0]
+        pairs = [(0, 0)] * len(spatial) if window == "VALID" else window  # the word goes without input dilation
+        options |= {"lhs_dilation": input_dilation, "feature_group_count": groups}
+        return lax.conv_general_dilated(image, kernel.astype(wide), strides, pairs, **options)[0]
 
     return _folded(
-        params, state, kernel, bias, epsilon, before=before, inputs=inputs, outputs=outputs, groups=groups, map_of=map_of
+        params,
+        state,
+        kernel,
+        bias,
+        epsilon,
+        before=before,
+        inputs=inputs,
+        outputs=outputs,
+        groups=groups,
+        map_of=map_of if pads else None,
     )
 
 
@@ -255,11 +253,11 @@ def _moved(bias: jax.Array, kernel: jax.Array, offset: jax.Array, along: Along, 
 
 def _layout(ndim: int) -> Any:
     """Channels last, as Flax has them."""
-    letters = "".join("0123456789"[:ndim - 2])
+    letters = "".join("0123456789"[: ndim - 2])
     return f"N{letters}C", f"{letters}IO", f"N{letters}C"
 
 
-def _padding(padding: Any, ndim: int, dilation: Sequence[int], kernel: Sequence[int]) -> Any:
+def _window(padding: Any, ndim: int, dilation: Sequence[int], kernel: Sequence[int]) -> Any:
     """Returns a padding as jax's convolutions take it, or as a word; "VALID" for one of zeros alone."""
     words = ("SAME", "CAUSAL", *_KEEPING)
     if isinstance(padding, str):

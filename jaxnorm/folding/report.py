@@ -41,6 +41,7 @@ class FoldReport(NamedTuple):
         return tuple(norm for norm in self.norms if norm.reason)
 
     def __str__(self) -> str:
+        """The table."""
         head = ("batch norm", "folded into", "")
         lines = [head, *(_line(norm) for norm in self.norms)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -51,4 +52,8 @@ class FoldReport(NamedTuple):
 def _line(norm: NormFold) -> tuple[str, str, str]:
     if norm.reason:
         return norm.norm, "-", norm.reason
-    return norm.norm, f"{norm.layer}, {'before' if norm.order == 'after' else 'after'} it", "an addition is left" if norm.adds else ""
+    return (
+        norm.norm,
+        f"{norm.layer}, {'before' if norm.order == 'after' else 'after'} it",
+        "an addition is left" if norm.adds else "",
+    )

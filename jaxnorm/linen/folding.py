@@ -79,17 +79,19 @@ def fold(
     """Folds the batch norms of a linen model into its dense layers and convolutions, for inference.
 
     Each norm's `factor x + offset` (`jaxnorm.folding.as_affine`) goes into the weights of the layer whose output it gets, or else
-    into those of the layer that gets its output. The model's inference is traced to see which these are: whatever they are named,
-    any product or convolution with a kernel among the variables is such a layer, also one that is shared, transposed, grouped or
-    written by hand. Between the two there may be what a factor of each channel passes: moves, casts, average pooling, padding with
-    zeros, and nothing that something else uses too. A norm after the layer is folded for good if the layer has a bias, and else
-    leaves an addition in its place, as the missing bias; a norm before it leaves one unless the layer has a bias and pads nothing,
-    so that the borders are right. A norm that has no such layer, as one before an activation and after a sum, is left as it is,
-    with the reason in the report.
+    of the layer that gets its output. Which these are is read from the traced model: any product or convolution with a kernel
+    among the variables is a layer, whatever it is called, also one that is shared, grouped, transposed or written by hand.
 
-    Folded are `BatchNorm`, `FrozenBatchNorm` and `GhostBatchNorm` of `jaxnorm.linen`, with an activation or a residual within it
-    or not, and `flax.linen.BatchNorm`; subclasses that call otherwise are left. Factors are computed in float32 or wider, and each
-    weight is rounded once to the type that it has. A mask has no part in it.
+    Between layer and norm may be what a factor of each channel passes: moves, casts, average pooling, padding with zeros. An
+    activation there, or a value that something else uses too, leaves the norm as it was, with the reason in the report.
+
+    Of a norm after a layer nothing remains if the layer has a bias, and else an addition in its place, which is the missing bias.
+    Of one before a layer nothing remains if the layer has a bias and pads nothing; else an addition does, `offset / factor`, by
+    which the borders are right.
+
+    Folded are `BatchNorm` of `jaxnorm.linen` (with an activation or a residual within it too), `FrozenBatchNorm`,
+    `GhostBatchNorm` and `flax.linen.BatchNorm`, but no subclass that calls otherwise. Factors are computed in float32 or wider,
+    and each weight is rounded once to its type. A mask has no part in inference.
 
     Args:
       model: a linen module, unbound.
@@ -208,10 +210,8 @@ def _replaced(tree: Mapping[str, Any], path: Sequence[str], shift: jax.Array | N
     """Returns a tree with a norm's own variables replaced by a bias, or left out; branches that become empty go too."""
     first, *rest = path
     others = {name: branch for name, branch in tree.items() if name != first}
-    if rest:
-        branch = _replaced(tree.get(first, {}), rest, shift)
-    else:
-        branch = {} if shift is None else {"bias": shift}
+    own = {} if shift is None else {"bias": shift}
+    branch = _replaced(tree.get(first, {}), rest, shift) if rest else own
     return {**others, first: branch} if branch else others
 
 

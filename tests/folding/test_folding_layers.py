@@ -91,7 +91,10 @@ def test_half_weights_are_rounded_once(dtype: Any) -> None:
     exact = np.float64(kernel) * factor
     assert np.all(np.abs(np.float64(folded) - exact) <= np.abs(exact) * float(jnp.finfo(dtype).eps) * 0.501 + 1e-7)
     assert_allclose(
-        np.float64(moved), (1 - np.float64(state.mean)) * factor + np.float64(params.bias), rtol=0.01 if dtype == jnp.bfloat16 else 1e-3, atol=1e-3
+        np.float64(moved),
+        (1 - np.float64(state.mean)) * factor + np.float64(params.bias),
+        rtol=0.01 if dtype == jnp.bfloat16 else 1e-3,
+        atol=1e-3,
     )
 
 
@@ -296,7 +299,7 @@ def test_dense_sizes_that_do_not_fit(arguments: dict[str, Any], message: str) ->
         ({"padding": (1, 2, 3)}, r"padding must be an int, or one or two for each of the 2 spatial axes"),
         ({"transpose_kernel": True}, "transpose_kernel is of transposed convolutions"),
         ({"transposed": True, "feature_group_count": 2}, "feature_group_count must be 1 for a transposed convolution, got 2"),
-        ({"transposed": True, "padding": "CIRCULAR"}, "padding must add zeros in a transposed convolution, got 'CIRCULAR'"),
+        ({"transposed": True, "padding": "CIRCULAR"}, "padding must add zeros where x is transposed or dilated, got 'CIRCULAR'"),
         ({"strides": (1, 2, 3)}, "strides must be an int, or one for each of the 2 spatial dimensions"),
         ({"kernel": jnp.ones(4)}, r"kernel must be \[..., features in, features out\], got shape \[4\]"),
     ],

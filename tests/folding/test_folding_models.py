@@ -76,7 +76,9 @@ def check(body: Callable[[jax.Array], Any], x: jax.Array = X, *, adds: bool = Fa
 @pytest.mark.parametrize("batch_norm", [norm, own_norm])
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_after_a_convolution(use_bias: bool, batch_norm: Any) -> None:
-    variables = check(lambda x: nn.relu(batch_norm()(nn.Conv(4, (3, 3), use_bias=use_bias)(x))), adds=not use_bias, layer="Conv_0")
+    variables = check(
+        lambda x: nn.relu(batch_norm()(nn.Conv(4, (3, 3), use_bias=use_bias)(x))), adds=not use_bias, layer="Conv_0"
+    )
     names = {name: sorted(own) for name, own in variables["params"].items()}
     if use_bias:
         assert names == {"Conv_0": ["bias", "kernel"]}
@@ -209,8 +211,14 @@ LEFT: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
     "norm after norm": (lambda x: norm()(norm()(x)), "a batch norm is before it"),
     "before two layers": (lambda x: (lambda y: nn.Dense(4)(y) + nn.Dense(4)(y))(norm()(x)), "used more than once"),
     "no kernel": (lambda x: norm()(x @ x.swapaxes(-1, -2)), "no kernel of its own with an output for each channel"),
-    "max pooling": (lambda x: norm()(nn.max_pool(nn.Dense(4)(x), (2, 2))), "reduce_window_max is between it and the layer before"),
-    "other axis": (lambda x: norm(axis=1)(nn.Conv(4, (3, 3), use_bias=False)(x)), "its channels are not the features of the convolution before"),
+    "max pooling": (
+        lambda x: norm()(nn.max_pool(nn.Dense(4)(x), (2, 2))),
+        "reduce_window_max is between it and the layer before",
+    ),
+    "other axis": (
+        lambda x: norm(axis=1)(nn.Conv(4, (3, 3), use_bias=False)(x)),
+        "its channels are not the features of the convolution before",
+    ),
     "several axes": (lambda x: norm(axis=(1, 2, 3))(nn.Conv(4, (3, 3))(x)), "it has several axes of channels"),
     "activation within": (lambda x: nn.Dense(4)(own_norm(activation=nn.relu)(x)), "an activation or a residual is within it"),
     "spectral norm": (lambda x: norm()(nn.SpectralNorm(nn.Dense(4))(x, update_stats=False)), "Dense_0/kernel is used elsewhere"),
@@ -268,7 +276,7 @@ def test_chosen_paths() -> None:
     assert sorted(variables["batch_stats"]) == ["BatchNorm_0", "BatchNorm_2"]
     with pytest.raises(ValueError, match="the batch norm BatchNorm_2 cannot be folded: relu"):
         folded_net(body, paths=["BatchNorm_2"])
-    with pytest.raises(ValueError, match="paths must be of batch norms that the model calls, BatchNorm_0, .* got Norm_7"):
+    with pytest.raises(ValueError, match=r"paths must be of batch norms that the model calls, BatchNorm_0, .* got Norm_7"):
         folded_net(body, paths=["Norm_7"])
 
 
@@ -396,7 +404,9 @@ def test_an_nnx_network_and_its_program(nnx_net: Any) -> None:
     assert_allclose(nnx_net(X), expected)
     folded.head.bias[...] -= 1
     graphdef, params, rest = nnx.split(folded, nnx.Param, ...)
-    assert_program_without_norms(lambda p, x: nnx.merge(graphdef, p, rest)(x), params, len(jax.tree.leaves(params)) + 1)
+    leaves, tree = jax.tree.flatten(params)
+    run = lambda leaves, x: nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), rest)(x)  # noqa: E731
+    assert_program_without_norms(run, leaves, len(leaves) + 1)
 
 
 def test_shared_parts_of_an_nnx_model_stay_shared() -> None:
@@ -490,7 +500,9 @@ def test_frozen_and_ghost_batch_norm() -> None:
 
 def test_a_norm_in_training_is_an_error(linen_net: Any, nnx_net: Any) -> None:
     net, variables = linen_net
-    with pytest.raises(ValueError, match="the batch norm BatchNorm_0 must use its running statistics, got use_running_average=False"):
+    with pytest.raises(
+        ValueError, match="the batch norm BatchNorm_0 must use its running statistics, got use_running_average=False"
+    ):
         jaxnorm.linen.fold(net, variables, X, train=True)
     training = nnx.clone(nnx_net)
     training.train()
