@@ -1,5 +1,6 @@
 """Folding of the batch norms of a whole `flax.linen` model."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,13 @@ class _Given(NamedTuple):
     residual: jax.Array | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """A module that the one which has it does not take for a part of its own, with a name and variables under that."""
+
+    module: nn.Module
+
+
 class Folded(nn.Module):
     """A model some of whose batch norms are folded into its weights: as `fold` returns it.
 
@@ -35,11 +43,11 @@ class Folded(nn.Module):
     place of a folded norm nothing is computed, or one addition.
 
     Attributes:
-      model: the model that was folded.
+      held: the model that was folded.
       norms: what each folded norm leaves, by its path in the model.
     """
 
-    model: nn.Module
+    held: _Held
     norms: Mapping[str, Norm]
 
     @nn.compact
@@ -56,7 +64,6 @@ class Folded(nn.Module):
         Raises:
           ValueError: if a folded norm is called in training.
         """
-        nn.share_scope(self, self.model)
         above = len(self.path)
 
         def intercept(call: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
@@ -70,7 +77,7 @@ class Folded(nn.Module):
             return self.norms[path].add(x, shift, residual)
 
         with nn.intercept_methods(intercept):
-            return self.model(*args, **kwargs)
+            return self.held.module.clone(parent=self.scope)(*args, **kwargs)  # with this one's variables as its own
 
 
 def fold(
@@ -170,7 +177,7 @@ def fold(
     leaves = [leaf for _, leaf in arrays]
     result = fold_model(run, recorder, leaves, [inputs[i] for i in traced], names, constants, paths)
     new = _without_norms(jax.tree.unflatten(given, result.leaves), result.shifts)
-    return Folded(model, FrozenDict({path: norms[path] for path in result.shifts})), new, result.report
+    return Folded(_Held(model), FrozenDict({path: norms[path] for path in result.shifts})), new, result.report
 
 
 def _is_norm(module: nn.Module, method: str) -> bool:

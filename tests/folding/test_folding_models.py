@@ -157,6 +157,28 @@ def test_layers_within_jit_and_remat() -> None:
     assert_allclose(jax.jit(folded.apply)(variables, X), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_parts_that_are_fields_or_made_in_setup() -> None:
+    class Outer(nn.Module):
+        part: nn.Module
+
+        def setup(self) -> None:
+            self.own = [nn.Dense(4), norm()]
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = nn.relu(self.part(x))
+            return nn.relu(self.own[1](self.own[0](x)))
+
+    net = Outer(nn.Sequential([nn.Conv(4, (3, 3)), norm()]))
+    variables = variables_of(net, X)
+    folded, new, report = jaxnorm.linen.fold(net, variables, X)
+    assert [(one.norm, one.layer) for one in report.folded] == [("part/layers_1", "part/layers_0"), ("own_1", "own_0")]
+    assert_allclose(jax.jit(folded.apply)(new, X), jax.jit(net.apply)(variables, X), rtol=1e-5, atol=1e-5)
+
+    around = nn.Sequential([folded, jnp.negative])  # a folded model is a module as others are
+    found = jax.jit(around.apply)({"params": {"layers_0": new["params"]}}, X)
+    assert_allclose(-found, jax.jit(net.apply)(variables, X), rtol=1e-5, atol=1e-5)
+
+
 # before a layer
 
 
