@@ -1,90 +1,22 @@
 """Folds the batch norms of a traced model into its parameters; what linen and nnx share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
-from jaxnorm._axes import canonical_axes, match_sharding, other_axes
-from jaxnorm._checks import check_shape
-from jaxnorm._modules import output_dtype
-from jaxnorm._types import AffineParams, RunningStats, wide_dtype
-from jaxnorm.folding._program import Program
-from jaxnorm.folding._search import MARK, Match, NotLinear, Search, Shifted
+from jaxnorm._axes import match_sharding
+from jaxnorm._types import AffineParams, RunningStats
+from jaxnorm.folding._norms import Call, Recorder
+from jaxnorm.folding._program import Program, enclosing
+from jaxnorm.folding._search import Match, NotLinear, Search, Shifted, mark, use_of
 from jaxnorm.folding._weights import scale_and_shift, through
 from jaxnorm.folding.affine import as_affine
 from jaxnorm.folding.report import FoldReport, NormFold
 
-
-class Norm(NamedTuple):
-    """What is known of a batch norm before the model runs.
-
-    Attributes:
-      axis: its axis of channels, or several.
-      dtype: the type that it gives y in, or None.
-      param_dtype: to which its parameters promote; None if it has none.
-      activation: what follows in it, or None.
-    """
-
-    axis: Any
-    dtype: Any
-    param_dtype: Any
-    activation: Any = None
-
-    def add(self, x: jax.Array, shift: jax.Array | None, residual: jax.Array | None = None) -> jax.Array:
-        """Returns what a folded norm does: `activation(x + shift + residual)`, in the type that the norm gave y in."""
-        promoted: tuple[Any, ...] = () if self.param_dtype is None else (self.param_dtype,)
-        dtype = output_dtype(self.dtype, x, *promoted)
-        if shift is None and residual is None and self.activation is None:
-            return x.astype(dtype)
-        wide = wide_dtype(np.promote_types(x.dtype, dtype))
-        y = x.astype(wide)
-        if shift is not None:
-            (axis,) = canonical_axes("axis", self.axis, x.ndim)
-            y = y + match_sharding(jnp.expand_dims(shift.astype(wide), other_axes((axis,), x.ndim)), y)
-        y = y if residual is None else y + residual.astype(wide)
-        y = y if self.activation is None else self.activation(y)
-        return y.astype(dtype)
-
-
-class _Call(NamedTuple):
-    """A call of a norm while the model is traced."""
-
-    path: str
-    axes: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    linear: bool
-
-
-class Recorder:
-    """Stands in the place of the batch norms of a model that is traced, and notes their calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
-
-    def call(
-        self, path: str, norm: Norm, x: jax.Array, *, mean: jax.Array, running: Any, residual: jax.Array | None = None
-    ) -> jax.Array:
-        """Notes a call, and returns x with the mark of the norm's place; raises unless running statistics that fit are used."""
-        check_running(path, running)
-        axes = canonical_axes("axis", norm.axis, x.ndim)
-        check_shape(f"the running mean of the batch norm {path}", mean, tuple(x.shape[a] for a in axes), "the channels of x")
-        y = norm.add(checkpoint_name(x, f"{MARK}{len(self.calls)}"), None, residual)
-        self.calls.append(_Call(path, axes, x.shape, y.dtype, linear=residual is None and norm.activation is None))
-        return y
-
-
-def check_running(path: str, running: Any) -> None:
-    """Raises unless a norm is in inference."""
-    if not isinstance(running, bool | np.bool_) or not running:
-        raise ValueError(
-            f"the batch norm {path} must use its running statistics, got use_running_average={running!r}: a model is folded, and "
-            "then run, in inference"
-        )
+_UNLIKE = "its parameters and statistics are not stacked alike, along their first axis, for the turns of a loop"
 
 
 class Folded(NamedTuple):
@@ -134,13 +66,16 @@ def fold_model(
         raise ValueError("the model calls no batch norm that could be folded")
     if paths is not None and (unknown := sorted(set(paths) - set(calls))):
         raise ValueError(f"paths must be of batch norms that the model calls, {', '.join(calls)}, got {', '.join(unknown)}")
-    fold = _Fold(Program(closed), closed.jaxpr, recorder.calls, list(leaves), names)
+    fold = _Fold(closed, recorder.calls, list(leaves), names)
     entries, shifts = [], {}
     for path, numbers in calls.items():
         if paths is not None and path not in paths:
             entries.append(NormFold(path, reason="it is not among the paths"))
             continue
         params, state, epsilon = constants(path)
+        if len({part.shape for part in (*params, *state) if part is not None}) > 1:  # though they fit where the norm is called
+            entries.append(NormFold(path, reason=_UNLIKE))
+            continue
         try:
             factor, offset = as_affine(params, state, epsilon=epsilon)
         except (TypeError, ValueError) as error:
@@ -156,24 +91,74 @@ def fold_model(
     return Folded(fold.leaves, shifts, report)
 
 
+class _Region(NamedTuple):
+    """A program, or the body of a loop in it, and what of its inputs is a parameter of the model.
+
+    Attributes:
+      program: its steps.
+      search: the search in it.
+      leaves: for each input that is a parameter its number among the model's.
+      stacked: the parameters of which every turn of the loop gets its own part, along their first axis.
+    """
+
+    program: Program
+    search: Search
+    leaves: Mapping[int, int]
+    stacked: frozenset[int] = frozenset()
+
+    def of_model(self, match: Match) -> Match:
+        """Returns a match with the model's numbers of the parameters."""
+        offset_to = match.offset_to
+        if isinstance(offset_to, Shifted):
+            offset_to = offset_to._replace(bias=self.leaves[offset_to.bias], kernel=self.leaves[offset_to.kernel])
+        elif offset_to is not None:
+            offset_to = self.leaves[offset_to]
+        scaled = {self.leaves[value]: along for value, along in match.scaled.items()}
+        return match._replace(kernel=self.leaves[match.kernel], scaled=scaled, offset_to=offset_to)
+
+
+def _regions(closed: Any, parameters: int) -> Iterator[_Region]:
+    """Yields the program whose first inputs are parameters, and the bodies of the loops that are steps of it."""
+    program = Program(closed)
+    own = range(parameters)
+    yield _Region(program, Search(program, frozenset(own)), {value: value for value in own})
+    for step in program.steps:
+        if step.name != "scan":
+            continue
+        first = step.params["num_consts"] + step.params["num_carry"]
+        places = [*range(step.params["num_consts"]), *range(first, len(step.inputs))]
+        leaves = {}
+        for place in places:
+            value = step.inputs[place]
+            if isinstance(value, int) and value < parameters and program.only_use(value) is not None:
+                leaves[place] = value
+        body = Program(step.params["jaxpr"])
+        stacked = frozenset(value for place, value in leaves.items() if place >= first)
+        yield _Region(body, Search(body, frozenset(leaves)), leaves, stacked)
+
+
 class _Fold:
     """The norms' layers in a program, and the parameters as they are folded."""
 
-    def __init__(self, program: Program, jaxpr: Any, calls: Sequence[_Call], leaves: list[Any], names: Sequence[str]):
+    def __init__(self, closed: Any, calls: Sequence[Call], leaves: list[Any], names: Sequence[str]):
         self.leaves = leaves
-        self._program, self._jaxpr, self._calls, self._names = program, jaxpr, calls, names
-        self._search = Search(program, len(leaves))
+        self._closed, self._calls, self._names = closed, calls, names
+        self._all_regions = list(_regions(closed, len(leaves)))
 
     def fold(self, path: str, numbers: Sequence[int], factor: jax.Array, offset: jax.Array) -> tuple[NormFold, jax.Array | None]:
         """Folds a norm into the layer that is before all its calls, or after, or raises NotLinear; nothing is changed then."""
+        region, numbers = self._region(numbers)
+        own = [leaf for leaf, name in enumerate(self._names) if name.startswith(f"{path}/")]
+        if factor.ndim == 2 and region.stacked and not region.stacked.issuperset(own):
+            raise NotLinear(_UNLIKE)
         try:
-            matches, order = self._matches(path, numbers, factor.size, self._search.before), "after"
+            matches, order = self._matches(region, numbers, factor, Search.before), "after"
         except NotLinear as before:
             try:
-                matches, order = self._matches(path, numbers, factor.size, self._search.after), "before"
+                matches, order = self._matches(region, numbers, factor, Search.after), "before"
             except NotLinear as after:
                 raise NotLinear(str(before) if str(before) == str(after) else f"{before}; {after}") from after
-        folded, absorbed = self._folded(matches, factor, offset)
+        folded, absorbed = _folded(matches, self.leaves, factor, offset)
         shift = None if absorbed or not np.any(np.asarray(offset)) else offset
         if shift is not None and order == "before":
             shift = _before_the_factor(offset, factor, [self._calls[number].dtype for number in numbers])
@@ -185,54 +170,76 @@ class _Fold:
         layers = dict.fromkeys(self._names[match.kernel].rpartition("/")[0] for match in matches)
         return NormFold(path, ", ".join(layers), order, adds=shift is not None), shift
 
-    def _matches(self, path: str, numbers: Sequence[int], channels: int, search: Callable[..., Match]) -> list[Match]:
+    def _region(self, numbers: Sequence[int]) -> tuple[_Region, Sequence[int]]:
+        """Returns where the calls of a norm are, and those whose results matter, or raises NotLinear if these are in several."""
+        found = {
+            number: region for number in numbers for region in self._all_regions if region.search.step_of(number) is not None
+        }
+        for number in numbers:
+            if number not in found and (inside := enclosing(self._closed.jaxpr, mark(number))) is not None:
+                raise NotLinear(f"it is inside {inside}")
+        if not found:
+            raise NotLinear("no output of the model depends on it")
+        first, *others = found.values()
+        if any(other is not first for other in others):
+            raise NotLinear("it is called inside a loop and outside")
+        return first, list(found)
+
+    def _matches(
+        self, region: _Region, numbers: Sequence[int], factor: jax.Array, search: Callable[[Search, Any, int], Match]
+    ) -> list[Match]:
         """Returns the layers of all calls of a norm, or raises NotLinear."""
         found = []
         for number in numbers:
-            call, step = self._calls[number], self._search.step_of(number)
-            if step is None:
-                raise NotLinear(_where(self._jaxpr, f"{MARK}{number}"))
+            call, step = self._calls[number], region.search.step_of(number)
+            assert step is not None
             if len(call.axes) != 1:
                 raise NotLinear("it has several axes of channels")
-            if self._program.shape(step.inputs[0]) != call.shape:
+            if region.program.shape(step.inputs[0]) != call.shape or factor.ndim > 1 + bool(region.stacked):
                 raise NotLinear("it is mapped by vmap")
-            if call.shape[call.axes[0]] != channels:
-                raise NotLinear(f"it has {channels} channels where its input has {call.shape[call.axes[0]]}")
-            if search == self._search.after and not call.linear:
+            if search == Search.after and not call.linear:
                 raise NotLinear("an activation or a residual is within it")
-            found.append(search(step, call.axes[0]))
+            found.append(search(region.search, step, call.axes[0]))
         uses = frozenset().union(*(match.uses for match in found))
         for match in found:
-            for leaf, along in match.scaled.items():
-                if any(other.scaled.get(leaf, along) != along for other in found):
-                    raise NotLinear(f"{self._names[leaf]} is used in two ways")
-                self._check_own(leaf, uses)
-                if not along.fits(np.shape(self.leaves[leaf]), channels):
-                    raise NotLinear(f"{self._names[leaf]} does not have its channels")
-            if isinstance(match.offset_to, Shifted):
-                self._check_own(match.offset_to.bias, uses)
-        return found
+            for value, along in match.scaled.items():
+                name = self._names[region.leaves[value]]
+                if any(other.scaled.get(value, along) != along for other in found):
+                    raise NotLinear(f"{name} is used in two ways")
+                if not along.fits(region.program.shapes[value], factor.shape[-1]):
+                    raise NotLinear(f"{name} does not have its channels")
+            shifted = (match.offset_to.bias,) if isinstance(match.offset_to, Shifted) else ()
+            for value in (*match.scaled, *shifted):
+                name = self._names[region.leaves[value]]
+                if not uses.issuperset(map(use_of, region.program.uses[value])):
+                    raise NotLinear(f"{name} is used elsewhere too")
+                if (region.leaves[value] in region.stacked) != (factor.ndim == 2):
+                    raise NotLinear(f"{name} and its own parameters are not both the same in all turns of a loop, or both not")
+        return [region.of_model(match) for match in found]
 
-    def _check_own(self, leaf: int, uses: frozenset[tuple[int, int]]) -> None:
-        """Raises if a parameter has uses that the norm's calls do not account for."""
-        if {(id(use.step), use.place) for use in self._program.uses[leaf]} - uses:
-            raise NotLinear(f"{self._names[leaf]} is used elsewhere too")
 
-    def _folded(self, matches: Sequence[Match], factor: jax.Array, offset: jax.Array) -> tuple[dict[int, jax.Array], bool]:
-        """Returns the new parameters, and whether they take the offset too."""
-        absorbed = all(match.offset_to is not None for match in matches)
-        scaled = {leaf: along for match in matches for leaf, along in match.scaled.items()}
-        shifted = {match.offset_to for match in matches} if absorbed else set()
-        folded = {
-            leaf: scale_and_shift(self.leaves[leaf], factor, along, offset if leaf in shifted else None)
+def _folded(
+    matches: Sequence[Match], leaves: Sequence[Any], factor: jax.Array, offset: jax.Array
+) -> tuple[dict[int, jax.Array], bool]:
+    """Returns the new parameters, and whether they take the offset too; all may be stacked, `[turns, ...]`."""
+    scaled = {leaf: along for match in matches for leaf, along in match.scaled.items()}
+    targets = {match.offset_to for match in matches}
+    biases = [target.bias if isinstance(target, Shifted) else target for target in targets]
+    absorbed = None not in targets and len(set(biases)) == len(biases)
+    shifted = [target for target in targets if isinstance(target, Shifted)] if absorbed else []
+
+    def fold(arrays: Mapping[int, jax.Array], factor: jax.Array, offset: jax.Array) -> dict[int, jax.Array]:
+        new = {
+            leaf: scale_and_shift(arrays[leaf], factor, along, offset if absorbed and leaf in targets else None)
             for leaf, along in scaled.items()
         }
-        for target in shifted:
-            if isinstance(target, Shifted):
-                bias = self.leaves[target.bias]
-                moved = through(self.leaves[target.kernel], offset, scaled[target.kernel], target.kept)
-                folded[target.bias] = (bias.astype(moved.dtype) + match_sharding(moved, bias)).astype(bias.dtype)
-        return folded, absorbed
+        for bias, kernel, kept in shifted:
+            moved = through(arrays[kernel], offset, scaled[kernel], kept)
+            new[bias] = (arrays[bias].astype(moved.dtype) + match_sharding(moved, arrays[bias])).astype(arrays[bias].dtype)
+        return new
+
+    used = {leaf: leaves[leaf] for leaf in (*scaled, *(target.bias for target in shifted))}
+    return (jax.vmap(fold) if factor.ndim == 2 else fold)(used, factor, offset), absorbed
 
 
 def _before_the_factor(offset: jax.Array, factor: jax.Array, dtypes: Sequence[np.dtype]) -> jax.Array:
@@ -240,22 +247,11 @@ def _before_the_factor(offset: jax.Array, factor: jax.Array, dtypes: Sequence[np
     moves = offset != 0
     shift = jnp.where(moves, offset / jnp.where(moves, factor, jnp.ones((), factor.dtype)), jnp.zeros((), offset.dtype))
     largest = min(float(jnp.finfo(dtype).max) for dtype in dtypes)
-    too_large = np.flatnonzero(~(np.abs(np.asarray(shift)) < largest))
+    too_large = np.argwhere(~(np.abs(np.asarray(shift)) < largest))
     if too_large.size:
-        number = too_large[0]
+        place = tuple(map(int, too_large[0]))
         raise NotLinear(
-            f"the layer after it has no bias for the offset, which is {offset[number]:.3g} in channel {number}, where the factor "
-            f"is {factor[number]:.3g}"
+            f"the layer after it has no bias for the offset, which is {offset[place]:.3g} in channel {place[-1]}, where the "
+            f"factor is {factor[place]:.3g}"
         )
     return shift
-
-
-def _where(jaxpr: Any, mark: str) -> str:
-    """Returns why a norm's place is not among the steps of a program: which loop or branch it is in."""
-    for eqn in jaxpr.eqns:
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns") and mark in str(inner):
-                deeper = _where(inner, mark)
-                return deeper if eqn.primitive.name in ("jit", "remat2", "closed_call") else f"it is inside {eqn.primitive.name}"
-    return "no output of the model depends on it"

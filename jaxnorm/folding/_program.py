@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 _CALLS = {  # primitives that run a program of their own once, and the parameter that holds it
     "jit": "jaxpr",
     "remat2": "jaxpr",
@@ -133,3 +135,13 @@ class Program:
         for place, atom in enumerate(outputs):
             if isinstance(atom, int):
                 self.uses[atom].append(Use(None, place))
+
+
+def enclosing(jaxpr: Any, name: str) -> str | None:
+    """Returns the primitive, as a loop or a branch, that a name in a program is inside of; None if it is not, or not there."""
+    for eqn in jaxpr.eqns:
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns") and name in str(inner):
+                return enclosing(inner, name) if eqn.primitive.name in _CALLS else eqn.primitive.name
+    return None

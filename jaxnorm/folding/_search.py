@@ -14,8 +14,7 @@ import numpy as np
 from jaxnorm.folding._program import Atom, Literal, Program, Step, Use
 from jaxnorm.folding._weights import Along
 
-MARK = "jaxnorm.folding "
-"""What the name of a norm's place in a program begins with; its number follows."""
+_MARK = "jaxnorm.folding"
 
 _SAME = ("convert_element_type", "copy", "copy_p", "name", "reduce_precision", "sharding_constraint", "reshard")
 _MOVES = (*_SAME, "transpose", "reshape", "squeeze", "broadcast_in_dim", "rev", "slice")
@@ -72,22 +71,27 @@ class Match(NamedTuple):
     uses: frozenset[tuple[int, int]]
 
 
+def mark(number: int) -> str:
+    """Returns the name of the place in a program of the norm's call with this number."""
+    return f"{_MARK} {number};"
+
+
 def use_of(use: Use) -> tuple[int, int]:
     """Returns what tells a use from others."""
     return id(use.step), use.place
 
 
 class Search:
-    """A search in a program whose first inputs are the parameters."""
+    """A search in a program some of whose inputs are parameters."""
 
-    def __init__(self, program: Program, parameters: int):
+    def __init__(self, program: Program, parameters: frozenset[int]):
         self._program = program
         self._parameters = parameters
         self._places = {step.params["name"]: step for step in program.steps if _is_norm(step)}
 
     def step_of(self, number: int) -> Step | None:
-        """Returns the place of a norm, or None if it is in a loop, or its output is not used."""
-        return self._places.get(f"{MARK}{number}")
+        """Returns the place of a norm, or None if it is elsewhere, or its output is not used."""
+        return self._places.get(mark(number))
 
     def before(self, norm: Step, axis: int) -> Match:
         """Returns the layer before a norm, or raises NotLinear; `axis` is that of the channels."""
@@ -228,7 +232,7 @@ class Search:
         """Returns the parameter that a step takes, with these axes of what it takes, or None if there is none with the first."""
         if isinstance(atom, Literal) or axes[0] is None:
             return None
-        if atom < self._parameters:
+        if atom in self._parameters:
             floats = jnp.issubdtype(self._program.dtypes[atom], jnp.inexact)
             return Weights(atom, tuple(axes), use_of(use), moved=True) if floats else None
         step = self._program.makers.get(atom)
@@ -294,7 +298,7 @@ class Search:
 
 
 def _is_norm(step: Step) -> bool:
-    return step.name == "name" and str(step.params["name"]).startswith(MARK)
+    return step.name == "name" and str(step.params["name"]).startswith(_MARK)
 
 
 def _known(axis: int | None) -> int:

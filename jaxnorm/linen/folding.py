@@ -12,7 +12,8 @@ from flax.core import FrozenDict, freeze, unfreeze
 from jaxnorm._checks import check_type
 from jaxnorm._modules import promoted_dtype
 from jaxnorm._types import AffineParams, RunningStats
-from jaxnorm.folding._model import Norm, Recorder, check_running, fold_model
+from jaxnorm.folding._model import fold_model
+from jaxnorm.folding._norms import Norm, Recorder, check_running
 from jaxnorm.folding.report import FoldReport
 from jaxnorm.linen.batch_norm import BatchNorm
 from jaxnorm.linen.frozen_batch_norm import FrozenBatchNorm
@@ -39,8 +40,8 @@ class _Held:
 class Folded(nn.Module):
     """A model some of whose batch norms are folded into its weights: as `fold` returns it.
 
-    It is called as the model is, in inference, with the variables that `fold` returns, which have the model's own names. In the
-    place of a folded norm nothing is computed, or one addition.
+    It is called as the model is, in inference and by its `__call__`, with the variables that `fold` returns, which have the
+    model's own names. In the place of a folded norm nothing is computed, or one addition.
 
     Attributes:
       held: the model that was folded.
@@ -87,7 +88,8 @@ def fold(
 
     Each norm's `factor x + offset` (`jaxnorm.folding.as_affine`) goes into the weights of the layer whose output it gets, or else
     of the layer that gets its output. Which these are is read from the traced model: any product or convolution with a kernel
-    among the variables is a layer, whatever it is called, also one that is shared, grouped, transposed or written by hand.
+    among the variables is a layer, whatever it is called, also one that is shared, grouped, transposed, written by hand or, with
+    its norm, in a loop (`nn.scan`).
 
     Between layer and norm may be what a factor of each channel passes: moves, casts, average pooling, padding with zeros. An
     activation there, or a value that something else uses too, leaves the norm as it was, with the reason in the report.

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxnorm._checks import check_type
 from jaxnorm._modules import promoted_dtype
 from jaxnorm._types import AffineParams, RunningStats
-from jaxnorm.folding._model import Norm, Recorder, check_running, fold_model
+from jaxnorm.folding._model import fold_model
+from jaxnorm.folding._norms import Norm, Recorder, check_running
 from jaxnorm.folding.report import FoldReport
 from jaxnorm.nnx._flags import first_given
 from jaxnorm.nnx.batch_norm import BatchNorm

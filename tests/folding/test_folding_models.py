@@ -222,6 +222,98 @@ def test_norms_on_both_sides_of_a_layer() -> None:
     assert_allclose(jax.jit(folded.apply)(variables, X), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_norm", [nn.BatchNorm, jaxnorm.linen.BatchNorm])
+def test_arguments_of_the_call_of_a_norm(batch_norm: Any) -> None:
+    mask = jnp.arange(2)[:, None, None, None] < 1
+    check(lambda x: batch_norm()(nn.Dense(4)(x), True, mask=mask))
+
+    class Masked(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            own = nnx.BatchNorm if batch_norm is nn.BatchNorm else jaxnorm.nnx.BatchNorm
+            self.dense, self.norm = nnx.Linear(3, 3, rngs=rngs), own(3, rngs=rngs)
+
+        def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+            return self.norm(self.dense(x), True, mask=mask)
+
+    net = Masked(nnx.Rngs(0))
+    folded, report = jaxnorm.nnx.fold(net, X, mask=mask)
+    assert report.folded
+    assert_allclose(folded(X, mask), net(X, mask), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="the batch norm norm must use its running statistics, got use_running_average=False"):
+        folded.norm(X, False)
+
+
+# loops
+
+
+class Turn(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        x = nn.Dense(3)(own_norm()(x))
+        return nn.relu(norm()(nn.Dense(3, use_bias=False)(nn.relu(x)))), None
+
+
+def loop(x: jax.Array, **variables: Any) -> jax.Array:
+    split = {"params": "params" in variables["variable_axes"]}
+    return nn.scan(Turn, length=3, split_rngs=split, **variables)()(x, None)[0]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"variable_axes": {"params": 0, "batch_stats": 0}},
+        {"variable_axes": {}, "variable_broadcast": ("params", "batch_stats")},
+    ],
+    ids=["of each turn", "of all turns"],
+)
+def test_in_a_loop(variables: dict[str, Any]) -> None:
+    folded, new, report, expected = folded_net(lambda x: loop(x, **variables))
+    assert [one.layer for one in report.folded] == ["ScanTurn_0/Dense_0", "ScanTurn_0/Dense_1"], str(report)
+    assert_allclose(jax.jit(folded.apply)(new, X), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"variable_axes": {"params": 0}, "variable_broadcast": "batch_stats"},
+        {"variable_axes": {"params": 1, "batch_stats": 0}},
+        {"variable_axes": {"params": 0, "batch_stats": 1}},
+    ],
+    ids=["both", "second axis", "second axis of statistics"],
+)
+def test_variables_of_a_loop_that_are_not_alike_are_left(variables: dict[str, Any]) -> None:
+    """Whose shapes tell nothing here, with as many turns as channels."""
+    net = Net(lambda x: loop(x, **variables))
+    values = variables_of(net, X)
+    _, new, report = jaxnorm.linen.fold(net, values, X)
+    assert not report.folded
+    assert "not stacked alike" in report.left[0].reason
+    jax.tree.map(np.testing.assert_array_equal, new, values)
+
+
+def test_in_a_loop_of_nnx() -> None:
+    class Part(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.dense = nnx.Linear(3, 3, use_bias=False, rngs=rngs)
+            self.norm = jaxnorm.nnx.BatchNorm(3, use_running_average=True, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nnx.relu(self.norm(self.dense(x)))
+
+    class Stack(nnx.Module):
+        def __init__(self) -> None:
+            self.parts = nnx.vmap(lambda key: Part(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 4))
+            self.parts.norm.mean[...] = jax.random.normal(jax.random.key(1), (4, 3))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nnx.scan(lambda part, x: part(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.parts, x)
+
+    net = Stack()
+    folded, report = jaxnorm.nnx.fold(net, X)
+    assert report.norms == (NormFold("parts/norm", "parts/dense", "after", adds=True),)
+    assert_allclose(folded(X), net(X), rtol=1e-5, atol=1e-5)
+
+
 # what is left, and why
 
 LEFT: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
