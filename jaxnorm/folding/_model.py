@@ -10,7 +10,7 @@ import numpy as np
 from jaxnorm._axes import match_sharding
 from jaxnorm._types import AffineParams, RunningStats
 from jaxnorm.folding._norms import Call, Recorder
-from jaxnorm.folding._program import Program, enclosing
+from jaxnorm.folding._program import Program, enclosing, scan_inputs
 from jaxnorm.folding._search import Match, NotLinear, Search, Shifted, mark, use_of
 from jaxnorm.folding._weights import scale_and_shift, through
 from jaxnorm.folding.affine import as_affine
@@ -125,15 +125,14 @@ def _regions(closed: Any, parameters: int) -> Iterator[_Region]:
     for step in program.steps:
         if step.name != "scan":
             continue
-        first = step.params["num_consts"] + step.params["num_carry"]
-        places = [*range(step.params["num_consts"]), *range(first, len(step.inputs))]
+        same, own_part = scan_inputs(step)
         leaves = {}
-        for place in places:
+        for place in (*same, *own_part):
             value = step.inputs[place]
             if isinstance(value, int) and value < parameters and program.only_use(value) is not None:
                 leaves[place] = value
         body = Program(step.params["jaxpr"])
-        stacked = frozenset(value for place, value in leaves.items() if place >= first)
+        stacked = frozenset(value for place, value in leaves.items() if place in own_part)
         yield _Region(body, Search(body, frozenset(leaves)), leaves, stacked)
 
 

@@ -55,7 +55,7 @@ class Use(NamedTuple):
 
 
 class Program:
-    """The steps of a closed jaxpr, with calls replaced by what they run, and those left out whose results nothing needs.
+    """The steps of a jaxpr, with calls replaced by what they run, and those left out whose results nothing needs.
 
     Attributes:
       shapes: the shape of every value, by its number; the program's inputs are the first ones.
@@ -64,13 +64,13 @@ class Program:
       uses: the uses of every value.
     """
 
-    def __init__(self, closed: Any):
+    def __init__(self, jaxpr: Any):
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[Any] = []
         self.makers: dict[int, Step] = {}
         self.uses: dict[int, list[Use]] = defaultdict(list)
         self._steps: list[Step] = []
-        jaxpr = closed.jaxpr
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # closed, or without constants
         inputs = [self._new(var) for var in (*jaxpr.invars, *jaxpr.constvars)]
         outputs = self._enter(jaxpr, inputs, None)
         self._keep(outputs)
@@ -135,6 +135,18 @@ class Program:
         for place, atom in enumerate(outputs):
             if isinstance(atom, int):
                 self.uses[atom].append(Use(None, place))
+
+
+def scan_inputs(step: Step) -> tuple[range, range]:
+    """Returns which inputs of a `scan` are the same in all turns, and of which every turn has its part; none if it is unknown."""
+    params = step.params
+    if "num_consts" in params:
+        constants, carried = params["num_consts"], params["num_carry"]
+    elif hasattr(params.get("ft_in"), "unpack"):  # as jax 0.12 says it
+        constants, carried = (len(part) for part in params["ft_in"].unpack()[:2])
+    else:
+        return range(0), range(0)
+    return range(constants), range(constants + carried, len(step.inputs))
 
 
 def enclosing(jaxpr: Any, name: str) -> str | None:

@@ -167,7 +167,7 @@ def fold_conv(
     spaced = transposed or any(size > 1 for size in input_dilation)  # zeros are put between the elements of x
     if spaced and window in ("CIRCULAR", "REFLECT"):
         raise ValueError(f"padding must add zeros where x is transposed or dilated, got {padding!r}")
-    pads = spaced or window not in _KEEPING
+    pads = spaced or (window not in _KEEPING if isinstance(window, str) else any(map(any, window)))
     if pads and spatial_shape is not None and len(spatial_shape) != len(spatial):
         raise ValueError(f"spatial_shape must be {len(spatial)} sizes, as the kernel's, got {spatial_shape!r}")
 
@@ -258,7 +258,7 @@ def _layout(ndim: int) -> Any:
 
 
 def _window(padding: Any, ndim: int, dilation: Sequence[int], kernel: Sequence[int]) -> Any:
-    """Returns a padding as jax's convolutions take it, or as a word; "VALID" for one of zeros alone."""
+    """Returns a padding as jax's convolutions take it, or one of Flax's words for others."""
     words = ("SAME", "CAUSAL", *_KEEPING)
     if isinstance(padding, str):
         if padding not in words:
@@ -272,4 +272,4 @@ def _window(padding: Any, ndim: int, dilation: Sequence[int], kernel: Sequence[i
     pairs = [(pair, pair) if isinstance(pair, int) else tuple(pair) for pair in pairs]
     if len(pairs) != ndim:
         raise ValueError(f"padding must be an int, or one or two for each of the {ndim} spatial axes, got {padding!r}")
-    return pairs if any(map(any, pairs)) else "VALID"
+    return pairs
