@@ -109,6 +109,27 @@ def test_a_scale_that_is_kept_as_its_difference_from_1(peer):
     np.testing.assert_allclose(back.scale, params.scale, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("peer", "names"),
+    [
+        ("torch", ("weight", "bias", "running_mean", "running_var")),
+        ("keras", ("gamma", "beta", "moving_mean", "moving_variance")),
+        ("haiku", ("scale", "offset", "mean_ema/average", "var_ema/average")),
+        ("equinox", ("weight", "bias", "mean", "var")),
+        ("linen", ("params/scale", "params/bias", "batch_stats/mean", "batch_stats/var")),
+        ("nnx", ("scale", "bias", "mean", "var")),
+    ],
+)
+def test_which_entry_is_which_part(peer, names):
+    (scale, bias), (mean, var) = parts_of(peer, "batch_norm")
+    entries = export(peer, "batch_norm", *parts_of(peer, "batch_norm"))
+    for name, part in zip(names, (scale, bias, mean, var), strict=True):
+        inner = entries
+        for key in name.split("/"):
+            inner = inner[key]
+        np.testing.assert_array_equal(inner.reshape(-1), part)
+
+
 # PyTorch
 
 
