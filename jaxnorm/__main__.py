@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import jax
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -235,7 +236,7 @@ def _inspect(options: argparse.Namespace) -> int:
         layers = inspect_checkpoint(options.checkpoint)
     ills = ("dead", "not_finite", "never_updated")
     head = ("layer", "channels", "running mean", "running variance", "scale", *(ill.replace("_", " ") for ill in ills))
-    table = Table(head[0], title=f"Norm layers of {options.checkpoint}", **_TITLED)
+    table = Table(head[0], title=escape(f"Norm layers of {options.checkpoint}"), **_TITLED)
     for name in head[1:]:
         table.add_column(name, justify="right")
     for layer in layers:

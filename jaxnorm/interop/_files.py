@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ _FOREIGN = (  # how other files begin
 )
 
 
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns all arrays of a safetensors file.
+def _all(name: str, shape: Sequence[int]) -> bool:
+    return True
+
+
+def read_safetensors(path: str | Path, *, wanted: Callable[[str, Sequence[int]], bool] = _all) -> dict[str, np.ndarray]:
+    """Returns the arrays of a safetensors file, those whose names and shapes are wanted.
 
     Raises:
       ValueError: if it is no such file, or damaged.
@@ -44,6 +48,8 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with library.safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118, it is no dict
+                if not wanted(name, file.get_slice(name).get_shape()):
+                    continue
                 try:
                     arrays[name] = file.get_tensor(name)
                 except AttributeError as error:  # of NumPy, which lacks the type

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +55,8 @@ class NormSummary(NamedTuple):
 def inspect_checkpoint(path: str | Path) -> tuple[NormSummary, ...]:
     """Returns the norm layers of a checkpoint: their sizes, the ranges of their numbers, and how many channels are ill.
 
-    A layer has a running mean and a running variance, or a scale and neither kernel nor embedding. Only what belongs to norms is
-    read of an Orbax checkpoint; an optimizer's averages are no layers.
+    A layer has a running mean and a running variance, or a scale. Only what may belong to norms is read; an optimizer's averages
+    are no layers. Of complex means the modulus is shown.
 
     Args:
       path: a safetensors file, of torch or Flax; or a folder that Orbax wrote, also that of a run, as of
@@ -87,7 +87,7 @@ def inspect_checkpoint(path: str | Path) -> tuple[NormSummary, ...]:
       ('norm', (3,), (0.0, 2.0), 1, 1)
     """
     path = Path(path).expanduser()
-    arrays = _read_orbax(path) if path.is_dir() else {_parts(name): array for name, array in read_safetensors(path).items()}
+    arrays = _read_orbax(path) if path.is_dir() else _read_file(path)
     layers: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for (*outer, name), array in arrays.items():
         if not set(outer) & set(_OTHERS):
@@ -102,26 +102,21 @@ def _is_norm(parts: Mapping[str, np.ndarray]) -> bool:
     mean, var, scale = (_first(parts, names) for names in (_MEANS, _VARIANCES, _SCALES))
     if mean is not None and var is not None:
         return mean.shape == var.shape
-    return (
-        scale is not None
-        and scale.size > 1
-        and ("scale" in parts or scale.ndim == 1)
-        and not {"kernel", "embedding"} & set(parts)
-    )
+    return scale is not None and scale.size > 1
 
 
 def _summary(path: str, parts: Mapping[str, np.ndarray]) -> NormSummary:
     mean, var, scale = (_first(parts, names) for names in (_MEANS, _VARIANCES, _SCALES))
     if mean is None or var is None:
         mean = var = None
-    wide = [array.astype(np.float64) for array in (mean, var, scale, parts.get("bias")) if array is not None]
+    there = [array for array in (mean, var, scale, parts.get("bias")) if array is not None]
     ill: dict[tuple[int, ...], Any] = {}
-    for array in wide:
+    for array in there:
         ill[array.shape] = ill.get(array.shape, False) | ~np.isfinite(array)
     counted = parts.get(COUNTER)
     return NormSummary(
         path=path,
-        shape=wide[0].shape,
+        shape=there[0].shape,
         mean=_range(mean),
         var=_range(var),
         scale=_range(scale),
@@ -137,13 +132,26 @@ def _first(parts: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarra
 
 
 def _range(array: np.ndarray | None) -> Range:
-    finite = [] if array is None else array[np.isfinite(array)].astype(np.float64)
-    return (float(np.min(finite)), float(np.max(finite))) if len(finite) else None
+    if array is None or not np.isfinite(array).any():
+        return None
+    finite = array[np.isfinite(array)]
+    finite = np.abs(finite) if np.iscomplexobj(finite) else finite
+    return float(np.min(finite)), float(np.max(finite))
 
 
 def _parts(name: str) -> tuple[str, ...]:
     """Returns the parts of a name, however they are divided: by dots, as torch's, by slashes, or as in `.stats['norm'].mean`."""
     return tuple(re.findall(r"\w+", name))
+
+
+def _read_file(path: Path) -> dict[tuple[str, ...], np.ndarray]:
+    """Returns what may belong to norms of a safetensors file: a weight of torch's with several axes does not."""
+
+    def wanted(name: str, shape: Sequence[int]) -> bool:
+        last = _parts(name)[-1:]
+        return last in [(part,) for part in _PARTS] and (last != ("weight",) or len(shape) == 1)
+
+    return {_parts(name): array for name, array in read_safetensors(path, wanted=wanted).items()}
 
 
 def _read_orbax(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
@@ -161,7 +169,7 @@ def _read_orbax(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
         for i, (path, leaf) in enumerate(leaves):
             name = _parts(jax.tree_util.keystr(path))
             name = name[:-1] if name[-1:] == ("value",) else name  # an nnx variable's
-            if name[-1] in _PARTS:
+            if name and name[-1] in _PARTS:
                 blank: list[Any] = [ocp.PLACEHOLDER] * len(leaves)
                 blank[i] = np.zeros((), leaf.dtype)
                 item = jax.tree.unflatten(structure, blank)

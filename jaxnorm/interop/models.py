@@ -120,7 +120,7 @@ def to_torch_model(
     """Returns the parameters and running statistics of a Flax model as a torch model's state_dict.
 
     It is `from_torch_model` turned around. `network.load_state_dict({name: torch.from_numpy(array) for name, array in
-    state_dict.items()})` takes it, and `safetensors.numpy.save_file(state_dict, path)` writes it.
+    state_dict.items()})` takes it (but no bfloat16), and `safetensors.numpy.save_file(state_dict, path)` writes it.
 
     Args:
       model: linen variables, an nnx model, or an nnx state.
