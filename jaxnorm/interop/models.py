@@ -44,7 +44,7 @@ def from_torch_model(
     on training are `BatchNorm(unbiased=True, momentum=0.9)` for torch's `momentum=0.1`. torch's epsilon is 1e-5 in all norms,
     that of Flax's layer and group norm is 1e-6. torch's images have their channels before height and width: a dense layer behind
     flattened maps needs its inputs in another order, which no layer's shape tells. Layers that linen stacks, as `nn.scan` does,
-    are not taken apart.
+    are not taken apart, nor is what torch packs: `in_proj_weight` of its attention is to be split into three entries before.
 
     Args:
       source: torch's `state_dict()` as NumPy arrays, `{name: tensor.detach().cpu().numpy() for name, tensor in ...}`, or the path

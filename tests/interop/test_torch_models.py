@@ -20,6 +20,7 @@ from numpy.testing import assert_array_equal
 import jaxnorm.interop
 import jaxnorm.nnx
 from jaxnorm.interop import from_torch_model, to_torch_model, variables_from_torch
+from jaxnorm.interop._files import write_safetensors
 
 
 def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -277,6 +278,19 @@ def test_nothing_shares_memory_with_torch() -> None:
     jax.tree.map(assert_array_equal, new, before)
     assert all(array.flags.writeable and array.flags.owndata and array.flags.c_contiguous for array in back.values())
     assert not (back["fc1.bias"] == 7).all()
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_is_as_good_as_a_dict(kind: type, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    state, path = source(), tmp_path / "model.safetensors"
+    write_safetensors(path, state)
+    new, report = from_torch_model(kind(path), model())
+    wanted, of_dict = from_torch_model(state, model())
+    jax.tree.map(assert_array_equal, new, wanted)
+    assert sorted(report.matches) == sorted(of_dict.matches)
+    for name, array in to_torch_model(new, kind(path)).items():
+        assert_array_equal(array, state[name])
 
 
 def test_containers_boxes_and_other_collections_stay() -> None:
