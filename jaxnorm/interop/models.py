@@ -41,10 +41,11 @@ def from_torch_model(
     what each was found.
 
     torch's running variance averages `var n / (n - 1)`, and its momentum is the weight of the new statistics: the layers that go
-    on training are `BatchNorm(unbiased=True, momentum=0.9)` for torch's `momentum=0.1`. torch's epsilon is 1e-5 in all norms,
-    that of Flax's layer and group norm is 1e-6. torch's images have their channels before height and width: a dense layer behind
-    flattened maps needs its inputs in another order, which no layer's shape tells. Layers that linen stacks, as `nn.scan` does,
-    are not taken apart, nor is what torch packs: `in_proj_weight` of its attention is to be split into three entries before.
+    on training are `BatchNorm(unbiased=True, momentum=0.9)` for torch's `momentum=0.1`. torch's epsilon is 1e-5 in batch, layer,
+    group and instance norm, Flax's 1e-6 in all but the first; that of torch's RMS norm is its type's. torch's images have their
+    channels before height and width: a dense layer behind flattened maps needs its inputs in another order, which no shape tells.
+    Layers that linen stacks, as `nn.scan` does, are not taken apart, nor is what torch packs: `in_proj_weight` of its attention
+    is to be split into three entries before.
 
     Args:
       source: torch's `state_dict()` as NumPy arrays, `{name: tensor.detach().cpu().numpy() for name, tensor in ...}`, or the path
