@@ -1,15 +1,12 @@
 """The report of a model of Flax that runs with our layers: what each layer became, or why it was left, and what will differ."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+
+from jaxnorm._tables import text_table
 
 LAYERS = ("BatchNorm", "Dropout", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "SpectralNorm", "WeightNorm")
 """Flax's layers that have one of ours of the same name in their place."""
@@ -85,26 +82,20 @@ class Adoption:
         more = f", and so {len(others)} more" if others else ""
         return f"{first.path or 'the model'}, a {first.layer}, {reason}{more}"
 
-    def __rich__(self) -> Group:
-        """Returns the table with its notes, as rich shows it."""
+    def __str__(self) -> str:
+        """Returns the table with its notes."""
         several = len({layer.model for layer in self.layers}) > 1
         notes = list(dict.fromkeys(note for layer in self.layers for note in layer.differs))
-        title = f"{len(self.replaced)} of {len(self.layers)} layers replaced"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for heading in ("layer", "was", "is", "differs"):
-            table.add_column(heading, overflow="fold")
-        for layer in self.layers:
+
+        def cells(layer: AdoptedLayer) -> tuple[str, str, str, str]:
             path = layer.path or "(the model)"
             now = f"as it was: {layer.reason}" if layer.became is None else layer.became
             numbers = ", ".join(map(str, sorted(notes.index(note) + 1 for note in layer.differs)))
-            table.add_row(*map(Text, (f"{layer.model}: {path}" if several else path, layer.layer, now, numbers)))
-        return Group(table, *(Text(f"  {number}. {note}.") for number, note in enumerate(notes, 1)))
+            return f"{layer.model}: {path}" if several else path, layer.layer, now, numbers
 
-    def __str__(self) -> str:
-        """Returns the table as text."""
-        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-        console.print(self)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
+        title = f"{len(self.replaced)} of {len(self.layers)} layers replaced"
+        table = text_table(("layer", "was", "is", "differs"), map(cells, self.layers), title=title, width=_WIDTH)
+        return "\n".join((table, *(f"  {number}. {note}." for number, note in enumerate(notes, 1))))
 
 
 def public_name(kind: Any) -> str:

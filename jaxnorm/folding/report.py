@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from jaxnorm._tables import text_table
+
 
 class NormFold(NamedTuple):
     """What became of a batch norm of a model.
@@ -42,11 +44,8 @@ class FoldReport(NamedTuple):
 
     def __str__(self) -> str:
         """The table."""
-        head = ("batch norm", "folded into", "")
-        lines = [head, *(_line(norm) for norm in self.norms)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join((f"{len(self.folded)} of {len(self.norms)} batch norms folded", *table))
+        title = f"{len(self.folded)} of {len(self.norms)} batch norms folded"
+        return text_table(("batch norm", "folded into", "note"), map(_line, self.norms), title=title)
 
 
 def _line(norm: NormFold) -> tuple[str, str, str]:

@@ -1,11 +1,11 @@
 """What was done with each entry of a model from torch, as data and as a table."""
 
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-_WIDE = 10_000
+from jaxnorm._tables import text_table
+
 _SHOWN = 4
 
 
@@ -48,7 +48,7 @@ class ModelReport(NamedTuple):
         """Returns a table of all entries, and in sentences what is not in it."""
         head = ("torch", "shape", "model", "shape", "layout", "found by")
         rows = [(m.torch, str(list(m.torch_shape)), m.path, str(list(m.shape)), m.layout, m.by) for m in self.matches]
-        return "\n".join([*text_table(head, rows), *self._remarks()])
+        return "\n".join([text_table(head, rows), *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
         yield f"{len(self.matches)} entries have a place."
@@ -63,20 +63,6 @@ class ModelReport(NamedTuple):
                 yield f"{count} are {of_torch} in torch and {of_model} in the model."
         if any(match.path.rpartition("/")[2] == "var" for match in self.matches):
             yield "Batch norms go on averaging as torch's do with unbiased=True, momentum=0.9 (torch's 0.1) and epsilon=1e-5."
-
-
-def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns a table of texts in lines, as wide as they are."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=_WIDE, markup=False, highlight=False, emoji=False).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
 
 
 def _some(names: Sequence[str]) -> str:

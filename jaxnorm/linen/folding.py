@@ -134,9 +134,10 @@ def fold(
       >>> folded, new_variables, report = jaxnorm.linen.fold(net, variables, x, train=False)
       >>> print(report)
       2 of 2 batch norms folded
-      batch norm   folded into
-      BatchNorm_0  Conv_0, before it
-      BatchNorm_1  Dense_0, after it
+        batch norm    folded into         note
+       ────────────────────────────────────────
+        BatchNorm_0   Conv_0, before it
+        BatchNorm_1   Dense_0, after it
       >>> y = folded.apply(new_variables, x, train=False)
       >>> bool(jnp.allclose(y, net.apply(variables, x, train=False), atol=1e-6))
       True

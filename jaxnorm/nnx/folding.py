@@ -129,8 +129,9 @@ def fold(model: nnx.Module, *args: Any, paths: Sequence[str] | None = None, **kw
       >>> folded, report = jaxnorm.nnx.fold(net, x)
       >>> print(report)
       1 of 1 batch norms folded
-      batch norm  folded into
-      layers/1    layers/0, before it
+        batch norm   folded into           note
+       ─────────────────────────────────────────
+        layers/1     layers/0, before it
       >>> bool(jnp.allclose(folded(x), net(x), atol=1e-6))
       True
     """

@@ -1,13 +1,11 @@
 """The report of what was replaced: as data, as a table, and what it says will differ."""
 
 import dataclasses
-import io
 import re
 
 import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
-from rich.console import Console
 
 from jaxnorm._adoption import AdoptedLayer, Adoption, differences
 
@@ -46,18 +44,14 @@ def test_a_layer_that_was_replaced_once_stays_so():
 def test_prints_as_a_table_with_notes():
     lines = str(some()).splitlines()
     assert lines[0] == "2 of 3 layers replaced"
-    assert [" ".join(line.split()) for line in lines[2:3] + lines[4:]] == [
+    assert [" ".join(line.split()) for line in lines[1:2] + lines[3:]] == [
         "layer was is differs",
         "stem/norm flax.nnx.BatchNorm jaxnorm.nnx.BatchNorm 1, 2",
         "(the model) flax.nnx.Dropout jaxnorm.nnx.Dropout 2",
         "norm mine.Norm as it was: is a subclass",
-        "",
         "1. It differs here.",
         "2. It differs there.",
     ]
-    console = Console(file=io.StringIO(), width=100)
-    console.print(some())
-    assert "2 of 3 layers replaced" in console.file.getvalue()
 
 
 def test_names_the_models_if_there_are_several():

@@ -671,7 +671,8 @@ def test_the_report_is_data_and_a_table() -> None:
     assert [one.norm for one in report.left] == ["head"]
     assert str(report).splitlines() == [
         "1 of 2 batch norms folded",
-        "batch norm  folded into",
-        "a/norm      a/conv, before it  an addition is left",
-        "head        -                  no layer is before it",
+        "  batch norm   folded into         note",
+        " ────────────────────────────────────────────────────────",
+        "  a/norm       a/conv, before it   an addition is left",
+        "  head         -                   no layer is before it",
     ]
