@@ -125,20 +125,23 @@ def _apply(momentum: float) -> Callable[..., Any]:
     return apply
 
 
-def _update(arm: Arm, params: Params, key: jax.Array | None, *, by_stats: bool) -> Callable[[Stats, jax.Array], Any]:
+def _update(arm: Arm, params: Params, key: jax.Array | None, *, by_stats: bool) -> Callable[[Stats, dict[str, jax.Array]], Any]:
     """Returns an update with or without noise, which normalizes by the batch, or by the statistics that it is given."""
 
-    def update(stats: Stats, x: jax.Array) -> Any:
-        _, _, seen = forward(arm, key, params, stats, x, train=not by_stats, momentum=0.0)
+    def update(stats: Stats, batch: dict[str, jax.Array]) -> Any:
+        own = None if key is None else jax.random.fold_in(key, batch["number"][0])
+        _, _, seen = forward(arm, own, params, stats, batch["x"], train=not by_stats, momentum=0.0)
         first, others = (part.preactivation for part in seen)
         return {"first": reference_moments(first), "others": jax.vmap(reference_moments)(others)}
 
     return update
 
 
-def _batches(train: Batch) -> jax.Array:
+def _batches(train: Batch, size: int = _BATCH_SIZE) -> dict[str, jax.Array]:
+    """Returns the training set in batches, with the number of each, by which its noise is drawn."""
     x = np.random.default_rng(0).permutation(train[0])
-    return jnp.asarray(x[: len(x) // _BATCH_SIZE * _BATCH_SIZE].reshape(-1, _BATCH_SIZE, x.shape[1]))
+    x = x[: len(x) // size * size].reshape(-1, size, x.shape[1])
+    return {"x": jnp.asarray(x), "number": jnp.arange(len(x))[:, None]}
 
 
 def _evaluation(test: Batch) -> Callable[[TrainState, Stats], Measured]:
@@ -159,7 +162,7 @@ def _remedies(place: str, rate: float, train: Batch, test: Batch) -> Assess:
         update = functools.partial(_update, params=state.params)
         spoilt = precise_stats(update(arm, key=key, by_stats=False), state.stats, batches)
         without_noise = update(_CLEAN, key=None, by_stats=False), update(_CLEAN, key=None, by_stats=True)
-        stale = without_noise[1](spoilt, jnp.asarray(train[0]))
+        stale = without_noise[1](spoilt, jax.tree.map(lambda part: part[0], _batches(train, len(train[0]))))
         found = {"as trained": state.stats, "spoilt": spoilt}
         if PLACES[place] == "before norm":
             found["corrected"] = correct_variance_shift(spoilt, rate)

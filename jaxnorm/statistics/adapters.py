@@ -58,7 +58,7 @@ def linen_update(
     In a pass of the model every module with a field `use_running_average` and statistics normalizes by its batch, whatever the
     model tells it, and the pass gives mean and biased variance of that, exactly: ours and Flax's own. Modules with a field
     `deterministic` are told True. Of each layer the elements that count are counted, with its mask, and where it is called twice
-    in a pass both calls are pooled. What else is in the collection `batch_stats` stays.
+    in a pass both calls are pooled. What else is in the collection `batch_stats` stays, as of frozen norms.
 
     Args:
       module: a linen module, unbound.

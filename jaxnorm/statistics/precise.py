@@ -213,6 +213,8 @@ def _check_stacked(batches: Any) -> None:
             "batches must be an array [batches, B, ...], a dict of arrays with as many batches, or an iterable of batches, "
             f"got shapes {[list(shape) for shape in shapes]}"
         )
+    if max(map(len, shapes)) < 3 and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batches)):
+        raise ValueError(f"batches must be an array [batches, B, ...] with features of examples, got shape {list(shapes[0])}")
     if any(0 in shape[:2] for shape in shapes):
         raise ValueError(f"batches must hold at least one example, got shapes {[list(shape) for shape in shapes]}")
 
@@ -237,6 +239,8 @@ def _and(so_far: dict[str, Found], found: dict[str, Found]) -> dict[str, Found]:
 
 def _varying_as(function: Callable[[Any], Any], start: Any) -> Any:
     """Returns what a loop begins with, varying over the mapped axes over which what its function returns varies."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return start
     axes: list[Any] = []
     jax.eval_shape(lambda start: axes.append(jax.tree.map(varying, function(start))), start)
     return jax.tree.map(lambda part, over: vary(part, over), start, axes[0])
@@ -301,10 +305,11 @@ def _over_iterable(measure: Any, stats: PyTree, batches: Any, by_stats: bool, pr
                 bar.update()
             if place < 0:
                 raise ValueError("batches must hold at least one batch, got none (an iterator gives them only once)")
-            new = replaced(stats, found)
-            if not _changed(stats, new):
-                break
-            stats = new
+            if by_stats:
+                before, stats = stats, replaced(stats, found)
+                changed = _changed(before, stats)
+                if is_concrete(changed) and not changed:
+                    break
     return found
 
 

@@ -37,6 +37,7 @@ STATE = STATS[0]
         (lambda: precise_stats(UPDATE, STATS, jnp.ones((0, 4, WIDTH))), ValueError, "at least one example"),
         (lambda: precise_stats(UPDATE, STATS, jnp.ones((3, 0, WIDTH))), ValueError, "at least one example"),
         (lambda: precise_stats(UPDATE, STATS, jnp.ones(3)), ValueError, r"batches must be an array \[batches, B, ...\]"),
+        (lambda: precise_stats(UPDATE, STATS, X[0]), ValueError, r"features of examples, got shape \[4, 6\]"),
         (lambda: precise_stats(UPDATE, STATS, {}), ValueError, "batches must be an array"),
         (lambda: precise_stats(UPDATE, STATS, {"x": X, "y": X[:1]}), ValueError, "with as many batches"),
         (lambda: precise_stats(UPDATE, STATS, [X[0], X[0][:0]], progress=False), ValueError, "none in number 1"),
