@@ -1,6 +1,6 @@
 """Folds the batch norms of a traced model into its parameters; what linen and nnx share."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +56,10 @@ def fold_model(
     Raises:
       ValueError: if the model calls no norm, or paths has one that it does not call or that cannot be folded; if a norm is in
         training, or its parameters or statistics are not such as `as_affine` takes.
+      TypeError: if paths is a word.
     """
+    if isinstance(paths, str):
+        raise TypeError(f"paths must be a sequence of paths, or None, got {paths!r}")
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in (*leaves, *inputs)]
     closed = jax.make_jaxpr(lambda *given: run(given[: len(leaves)], given[len(leaves) :]))(*shapes)
     calls: dict[str, list[int]] = {}
@@ -142,14 +145,15 @@ class _Fold:
     def __init__(self, closed: Any, calls: Sequence[Call], leaves: list[Any], names: Sequence[str]):
         self.leaves = leaves
         self._closed, self._calls, self._names = closed, calls, names
-        self._all_regions = list(_regions(closed, len(leaves)))
+        self._regions = list(_regions(closed, len(leaves)))
 
     def fold(self, path: str, numbers: Sequence[int], factor: jax.Array, offset: jax.Array) -> tuple[NormFold, jax.Array | None]:
         """Folds a norm into the layer that is before all its calls, or after, or raises NotLinear; nothing is changed then."""
         region, numbers = self._region(numbers)
-        own = [leaf for leaf, name in enumerate(self._names) if name.startswith(f"{path}/")]
+        own = {leaf for leaf, name in enumerate(self._names) if name.startswith(f"{path}/")}
         if factor.ndim == 2 and region.stacked and not region.stacked.issuperset(own):
             raise NotLinear(_UNLIKE)
+        self._check_unused(own)
         try:
             matches, order = self._matches(region, numbers, factor, Search.before), "after"
         except NotLinear as before:
@@ -169,11 +173,16 @@ class _Fold:
         layers = dict.fromkeys(self._names[match.kernel].rpartition("/")[0] for match in matches)
         return NormFold(path, ", ".join(layers), order, adds=shift is not None), shift
 
+    def _check_unused(self, own: Set[int]) -> None:
+        """Raises if something but the norm, which is not in the program, uses its parameters or statistics."""
+        for region in self._regions:
+            uses = (use for value, leaf in region.leaves.items() if leaf in own for use in region.program.uses[value])
+            if any(use.step is None or use.step.name != "scan" for use in uses):
+                raise NotLinear("its parameters or statistics are used elsewhere too")
+
     def _region(self, numbers: Sequence[int]) -> tuple[_Region, Sequence[int]]:
         """Returns where the calls of a norm are, and those whose results matter, or raises NotLinear if these are in several."""
-        found = {
-            number: region for number in numbers for region in self._all_regions if region.search.step_of(number) is not None
-        }
+        found = {number: region for number in numbers for region in self._regions if region.search.step_of(number) is not None}
         for number in numbers:
             if number not in found and (inside := enclosing(self._closed.jaxpr, mark(number))) is not None:
                 raise NotLinear(f"it is inside {inside}")
@@ -237,7 +246,7 @@ def _folded(
             new[bias] = (arrays[bias].astype(moved.dtype) + match_sharding(moved, arrays[bias])).astype(arrays[bias].dtype)
         return new
 
-    used = {leaf: leaves[leaf] for leaf in (*scaled, *(target.bias for target in shifted))}
+    used = {leaf: jnp.asarray(leaves[leaf]) for leaf in (*scaled, *(target.bias for target in shifted))}
     return (jax.vmap(fold) if factor.ndim == 2 else fold)(used, factor, offset), absorbed
 
 

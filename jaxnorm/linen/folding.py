@@ -116,7 +116,7 @@ def fold(
     Raises:
       ValueError: if a norm is in training; if the model calls no batch norm; if a norm's parameters or statistics are not finite,
         a variance is negative or sizes do not fit; if a norm in paths is not there, or cannot be folded.
-      TypeError: if model is no linen module.
+      TypeError: if model is no linen module, or paths is a word.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML

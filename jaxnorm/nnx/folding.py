@@ -113,7 +113,7 @@ def fold(model: nnx.Module, *args: Any, paths: Sequence[str] | None = None, **kw
     Raises:
       ValueError: if a norm is in training; if the model calls no batch norm; if a norm's parameters or statistics are not finite,
         a variance is negative or sizes do not fit; if a norm in paths is not there, or cannot be folded.
-      TypeError: if model is no nnx module.
+      TypeError: if model is no nnx module, or paths is a word.
 
     References:
       Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML

@@ -346,6 +346,10 @@ LEFT: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
         )(nn.Dense(4)(x)),
         "mapped by vmap",
     ),
+    "statistics given back": (
+        lambda x: (lambda own: (own(nn.Dense(4)(x)), own.get_variable("batch_stats", "mean")))(norm()),
+        "its parameters or statistics are used elsewhere too",
+    ),
     "unused": (lambda x: (norm()(nn.Dense(4)(x)), x)[1], "no output of the model depends on it"),
 }
 
@@ -394,6 +398,8 @@ def test_chosen_paths() -> None:
     assert sorted(variables["batch_stats"]) == ["BatchNorm_0", "BatchNorm_2"]
     with pytest.raises(ValueError, match="the batch norm BatchNorm_2 cannot be folded: relu"):
         folded_net(body, paths=["BatchNorm_2"])
+    with pytest.raises(TypeError, match="paths must be a sequence of paths, or None, got 'BatchNorm_1'"):
+        folded_net(body, paths="BatchNorm_1")
     with pytest.raises(ValueError, match=r"paths must be of batch norms that the model calls, BatchNorm_0, .* got Norm_7"):
         folded_net(body, paths=["Norm_7"])
 
@@ -606,6 +612,14 @@ def test_shapes_are_inputs_enough(linen_net: Any) -> None:
     shape = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     folded, new, _ = jaxnorm.linen.fold(net, variables, shape, train=False)
     assert_allclose(folded.apply(new, X, train=False), net.apply(variables, X, train=False), rtol=1e-5, atol=1e-5)
+
+
+def test_variables_of_numpy() -> None:
+    net = Net(lambda x: nn.Dense(4)(norm()(x)))
+    variables = jax.tree.map(np.asarray, variables_of(net, X))
+    folded, new, report = jaxnorm.linen.fold(net, variables, np.asarray(X))
+    assert report.folded
+    assert_allclose(folded.apply(new, X), net.apply(variables, X), rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_and_ghost_batch_norm() -> None:
