@@ -114,15 +114,15 @@ def test_under_jit_and_the_gradient() -> None:
 # convolutions
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {  # the kernel's shape, features in, options
-    "one axis": ((3, 4, 6), 4, {}),
     "two axes": ((3, 3, 4, 6), 4, {"strides": 2}),
-    "three axes": ((2, 2, 2, 2, 3), 2, {}),
     "groups": ((3, 3, 2, 6), 4, {"feature_group_count": 2}),
     "depthwise": ((3, 3, 1, 8), 4, {"feature_group_count": 4}),
-    "dilated kernel": ((3, 2, 4, 6), 4, {"kernel_dilation": (1, 2)}),
-    "dilated input": ((3, 4, 6), 4, {"input_dilation": 2}),
-    "transposed": ((3, 3, 4, 6), 4, {"transposed": True, "strides": (2, 2)}),
     "transposed kernel": ((3, 2, 6, 4), 4, {"transposed": True, "transpose_kernel": True, "strides": (2, 1)}),
+    "dilated input": ((3, 4, 6), 4, {"input_dilation": 2}),
+    "one axis": ((3, 4, 6), 4, {}),
+    "three axes": ((2, 2, 2, 2, 3), 2, {}),
+    "dilated kernel": ((3, 2, 4, 6), 4, {"kernel_dilation": (1, 2)}),
+    "transposed": ((3, 3, 4, 6), 4, {"transposed": True, "strides": (2, 2)}),
 }
 PADDINGS: dict[str, Any] = {"VALID": "VALID", "SAME": "SAME", "one": 1, "uneven": (0, (1, 2)), "none": 0}
 
@@ -152,7 +152,7 @@ def features_out(shape: tuple[int, ...], options: dict[str, Any]) -> int:
     return shape[-2] if options.get("transpose_kernel") else shape[-1]
 
 
-@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("kind", then_slow([*CONVOLUTIONS], 5))
 def test_after_a_convolution(kind: str) -> None:
     shape, features, options = CONVOLUTIONS[kind]
     outputs = features_out(shape, options)
@@ -169,7 +169,7 @@ def test_after_a_convolution(kind: str) -> None:
 
 
 @pytest.mark.parametrize("padding", then_slow([*PADDINGS], 2))
-@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("kind", then_slow([*CONVOLUTIONS], 5))
 def test_before_a_convolution(kind: str, padding: str) -> None:
     shape, features, options = CONVOLUTIONS[kind]
     if "input_dilation" in options and isinstance(PADDINGS[padding], str):  # which as words jax does not take here
@@ -214,6 +214,7 @@ def test_offsets_of_zero_need_no_map() -> None:
     assert_allclose(bias, jnp.zeros(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weights_are_those_of_torch(transposed: bool) -> None:
     torch = pytest.importorskip("torch")

@@ -291,6 +291,7 @@ def test_variables_of_a_loop_that_are_not_alike_are_left(variables: dict[str, An
     jax.tree.map(np.testing.assert_array_equal, new, values)
 
 
+@pytest.mark.slow
 def test_in_a_loop_of_nnx() -> None:
     class Part(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
