@@ -107,10 +107,14 @@ class Search:
             if _is_norm(step):
                 raise NotLinear("a batch norm is before it")
             if (found := self._kernel_of_output(step, axis)) is not None:
+                if found.leaf in scaled:
+                    raise NotLinear("the layer before it has a kernel that is its bias too")
                 scaled[found.leaf] = Along(_known(found.axes[0]))
                 return Match(found.leaf, scaled, offset_to, frozenset(uses | {found.use}))
             if step.name in ("add", "add_any"):
                 bias, value = self._bias(step, axis)
+                if bias.leaf in scaled:
+                    raise NotLinear("a bias is added twice")
                 scaled[bias.leaf] = Along(_known(bias.axes[0]))
                 uses.add(bias.use)
                 if offset_to is None and constant and bias.moved:
@@ -252,6 +256,8 @@ class Search:
 
     def _axis_before(self, step: Step, axis: int) -> int | None:
         """Returns which axis of what a step takes an axis of its output is, if a factor along it passes the step; else None."""
+        if not step.inputs:  # as iota
+            return None
         given = self._program.shape(step.inputs[0])
         params, size = step.params, self._program.shapes[step.outputs[0]][axis]
         match step.name:

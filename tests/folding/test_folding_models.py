@@ -317,6 +317,13 @@ def test_in_a_loop_of_nnx() -> None:
 
 # what is left, and why
 
+
+class BiasOfThree(nn.Module):
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("bias", nn.initializers.zeros, (3,))
+
+
 LEFT: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
     "activation between": (
         lambda x: nn.relu(norm()(nn.relu(nn.Dense(4)(x)))),
@@ -326,6 +333,14 @@ LEFT: dict[str, tuple[Callable[[jax.Array], Any], str]] = {
     "used twice": (lambda x: (lambda y: norm()(y) + y)(nn.Dense(4)(x)), "what comes before it is used elsewhere too; add is"),
     "given back too": (lambda x: (lambda y: (norm()(y), y))(nn.Dense(4)(x)), "used elsewhere too; no layer is after it"),
     "after a sum": (lambda x: nn.relu(norm()(x + nn.Dense(3)(x))), "a sum that adds no bias is between"),
+    "after a sum with constants": (
+        lambda x: norm()(nn.Dense(4)(x) + jnp.arange(4.0)[None, None, None]),
+        "a sum that adds no bias is between",
+    ),
+    "a bias twice": (
+        lambda x: (lambda own: norm()(x + own[None, None, None] + own[None, None, None]))(BiasOfThree()()),
+        "a bias is added twice",
+    ),
     "norm after norm": (lambda x: norm()(norm()(x)), "a batch norm is before it"),
     "before two layers": (lambda x: (lambda y: nn.Dense(4)(y) + nn.Dense(4)(y))(norm()(x)), "used more than once"),
     "no kernel": (lambda x: norm()(x @ x.swapaxes(-1, -2)), "no kernel of its own with an output for each channel"),
