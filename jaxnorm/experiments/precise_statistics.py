@@ -14,7 +14,7 @@ References:
   https://arxiv.org/abs/1801.05134.
 """
 
-import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,13 @@ def run(*, out: str | Path, depth: int = 8, width: int = 100, epochs: int = 75, 
             return networks
 
         networks = trained(_MOMENTUM, epochs)
-        for place in PLACES:
-            for rate in RATES:
-                measured |= _measured(f"{place}, rate {rate}", _remedies(place, rate, train, test), noise_keys, networks)
+        for number, (place, rate) in enumerate(itertools.product(PLACES, RATES)):
+            keys = jax.vmap(jax.random.fold_in, (0, None))(noise_keys, number)
+            measured |= _measured(f"{place}, rate {rate}", _remedies(place, rate, train, test), keys, networks)
         for momentum in MOMENTA:
             networks = trained(momentum, _SHORT)
             steps = _SHORT * (len(train[0]) // _BATCH_SIZE)
-            measured |= _measured(f"momentum {momentum}", _after_training(momentum, steps, train, test), noise_keys, networks)
+            measured |= _measured(f"momentum {momentum}", _after_training(momentum, steps, train, test), train_keys, networks)
     report.write(folder, measured, {"depth": depth, "width": width, "epochs": epochs, "seeds": seeds})
     return measured
 
@@ -113,7 +113,7 @@ Assess = Callable[[jax.Array, TrainState], dict[str, Measured]]
 
 
 def _measured(name: str, assess: Assess, keys: jax.Array, networks: TrainState) -> dict[str, Measured]:
-    found = jax.device_get(jax.jit(jax.vmap(assess))(keys, networks))
+    found = jax.device_get(jax.jit(lambda *given: jax.lax.map(lambda one: assess(*one), given))(keys, networks))
     return {f"{name}: {statistics}": value for statistics, value in found.items()}
 
 
@@ -125,12 +125,11 @@ def _apply(momentum: float) -> Callable[..., Any]:
     return apply
 
 
-def _update(arm: Arm, params: Params, key: jax.Array | None, *, by_stats: bool) -> Callable[[Stats, dict[str, jax.Array]], Any]:
-    """Returns an update with or without noise, which normalizes by the batch, or by the statistics that it is given."""
+def _update(arm: Arm, params: Params, *, by_stats: bool) -> Callable[[Stats, dict[str, jax.Array]], Any]:
+    """Returns an update, with noise where a batch has a key, which normalizes by the batch, or by the statistics it is given."""
 
     def update(stats: Stats, batch: dict[str, jax.Array]) -> Any:
-        own = None if key is None else jax.random.fold_in(key, batch["number"][0])
-        _, _, seen = forward(arm, own, params, stats, batch["x"], train=not by_stats, momentum=0.0)
+        _, _, seen = forward(arm, batch.get("key"), params, stats, batch["x"], train=not by_stats, momentum=0.0)
         first, others = (part.preactivation for part in seen)
         return {"first": reference_moments(first), "others": jax.vmap(reference_moments)(others)}
 
@@ -138,10 +137,8 @@ def _update(arm: Arm, params: Params, key: jax.Array | None, *, by_stats: bool) 
 
 
 def _batches(train: Batch, size: int = _BATCH_SIZE) -> dict[str, jax.Array]:
-    """Returns the training set in batches, with the number of each, by which its noise is drawn."""
     x = np.random.default_rng(0).permutation(train[0])
-    x = x[: len(x) // size * size].reshape(-1, size, x.shape[1])
-    return {"x": jnp.asarray(x), "number": jnp.arange(len(x))[:, None]}
+    return {"x": jnp.asarray(x[: len(x) // size * size].reshape(-1, size, x.shape[1]))}
 
 
 def _evaluation(test: Batch) -> Callable[[TrainState, Stats], Measured]:
@@ -159,16 +156,16 @@ def _remedies(place: str, rate: float, train: Batch, test: Batch) -> Assess:
     evaluated, batches = _evaluation(test), _batches(train)
 
     def assess(key: jax.Array, state: TrainState) -> dict[str, Measured]:
-        update = functools.partial(_update, params=state.params)
-        spoilt = precise_stats(update(arm, key=key, by_stats=False), state.stats, batches)
-        without_noise = update(_CLEAN, key=None, by_stats=False), update(_CLEAN, key=None, by_stats=True)
-        stale = without_noise[1](spoilt, jax.tree.map(lambda part: part[0], _batches(train, len(train[0]))))
+        noisy = {**batches, "key": jax.random.split(key, len(batches["x"]))}
+        spoilt = precise_stats(_update(arm, state.params, by_stats=False), state.stats, noisy)
+        by_batch, by_stats = (_update(_CLEAN, state.params, by_stats=given) for given in (False, True))
+        stale = by_stats(spoilt, jax.tree.map(lambda part: part[0], _batches(train, len(train[0]))))
         found = {"as trained": state.stats, "spoilt": spoilt}
         if PLACES[place] == "before norm":
             found["corrected"] = correct_variance_shift(spoilt, rate)
         found["stale pass"] = Stats(**{name: RunningStats(part.mean, part.var) for name, part in stale.items()})
-        found["by batches"] = precise_stats(without_noise[0], spoilt, batches)
-        found["layer by layer"] = precise_stats(without_noise[1], spoilt, batches, layer_by_layer=True)
+        found["by batches"] = precise_stats(by_batch, spoilt, batches)
+        found["layer by layer"] = precise_stats(by_stats, spoilt, batches, layer_by_layer=True)
         return {name: evaluated(state, stats) for name, stats in found.items()}
 
     return assess
@@ -181,9 +178,9 @@ def _after_training(momentum: float, steps: int, train: Batch, test: Batch) -> A
         found = {
             "as trained": state.stats,
             "debiased": debias_stats(state.stats, momentum, steps),
-            "by batches": precise_stats(_update(_CLEAN, state.params, None, by_stats=False), state.stats, batches),
+            "by batches": precise_stats(_update(_CLEAN, state.params, by_stats=False), state.stats, batches),
             "layer by layer": precise_stats(
-                _update(_CLEAN, state.params, None, by_stats=True), state.stats, batches, layer_by_layer=True
+                _update(_CLEAN, state.params, by_stats=True), state.stats, batches, layer_by_layer=True
             ),
         }
         return {name: evaluated(state, stats) for name, stats in found.items()}

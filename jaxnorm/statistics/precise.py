@@ -208,7 +208,7 @@ def _is_array(batches: Any) -> bool:
 def _check_stacked(batches: Any) -> None:
     """Raises unless arrays hold batches that hold examples."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
-    if not shapes or any(len(shape) < 2 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+    if not shapes or not all(shapes) or max(map(len, shapes)) < 2 or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
             "batches must be an array [batches, B, ...], a dict of arrays with as many batches, or an iterable of batches, "
             f"got shapes {[list(shape) for shape in shapes]}"
@@ -250,8 +250,7 @@ def _scan(measure: Any, stats: PyTree, batches: Any, by_stats: bool) -> dict[str
     def step(so_far: dict[str, Found], batch: Any) -> tuple[dict[str, Found], None]:
         return _and(so_far, measure.found(stats, batch, by_stats)), None
 
-    first = jax.tree.map(lambda leaf: leaf[0], batches)
-    start = _varying_as(lambda start: step(start, first)[0], _start(stats))
+    start = _varying_as(lambda start: step(start, jax.tree.map(lambda leaf: leaf[0], batches))[0], _start(stats))
     return lax.scan(step, start, batches)[0]
 
 
