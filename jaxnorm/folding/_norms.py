@@ -1,5 +1,6 @@
 """The batch norms of a model: what stands in their places while it is traced, and after they are folded."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._axes import canonical_axes, match_sharding, other_axes
 from jaxnorm._checks import check_shape
-from jaxnorm._modules import output_dtype
-from jaxnorm._types import wide_dtype
+from jaxnorm._modules import output_dtype, promoted_dtype
+from jaxnorm._types import AffineParams, wide_dtype
 from jaxnorm.folding._search import mark
 
 
@@ -28,6 +29,12 @@ class Norm(NamedTuple):
     dtype: Any
     param_dtype: Any
     activation: Any = None
+
+    @classmethod
+    def of(cls, module: Any, params: AffineParams) -> "Norm":
+        """Returns what is known of a module with these parameters."""
+        axis = module.axis if isinstance(module.axis, int) else tuple(module.axis)
+        return cls(axis, module.dtype, promoted_dtype(*params), getattr(module, "activation", None))
 
     def add(self, x: jax.Array, shift: jax.Array | None, residual: jax.Array | None = None) -> jax.Array:
         """Returns what a folded norm does: `activation(x + shift + residual)`, in the type that the norm gave y in."""
@@ -80,3 +87,15 @@ def check_running(path: str, running: Any) -> None:
             f"the batch norm {path} must use its running statistics, got use_running_average={running!r}: a model is folded, and "
             "then run, in inference"
         )
+
+
+def split_arguments(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[Sequence[Any]], tuple[Any, Any]]]:
+    """Returns the arrays among the arguments of a model's call, or their shapes, and what puts others in their places."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    places = [place for place, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
+
+    def filled(arrays: Sequence[Any]) -> tuple[Any, Any]:
+        new = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        return jax.tree.unflatten(tree, new.values())
+
+    return [leaves[place] for place in places], filled

@@ -10,10 +10,9 @@ from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 
 from jaxnorm._checks import check_type
-from jaxnorm._modules import promoted_dtype
 from jaxnorm._types import AffineParams, RunningStats
 from jaxnorm.folding._model import fold_model
-from jaxnorm.folding._norms import Norm, Recorder, check_running
+from jaxnorm.folding._norms import Norm, Recorder, check_running, split_arguments
 from jaxnorm.folding.report import FoldReport
 from jaxnorm.linen.batch_norm import BatchNorm
 from jaxnorm.linen.frozen_batch_norm import FrozenBatchNorm
@@ -145,8 +144,7 @@ def fold(
     check_type("model", model, nn.Module)
     norms, modules, recorder = {}, {}, Recorder()
     arrays, given = jax.tree_util.tree_flatten_with_path(variables)
-    inputs, called = jax.tree.flatten((args, kwargs))
-    traced = [i for i, leaf in enumerate(inputs) if hasattr(leaf, "shape")]
+    inputs, filled = split_arguments(args, kwargs)
 
     def intercept(call: Callable[..., Any], given: Any, named: Any, context: Any) -> Any:
         module = context.module
@@ -155,17 +153,14 @@ def fold(
         path = "/".join(module.path)
         x, running, residual = _bound(module, given, named)
         params = _affine(lambda *name: nn.meta.unbox(module.get_variable(*name)), module)
-        axis = module.axis if isinstance(module.axis, int) else tuple(module.axis)
-        norms[path] = Norm(axis, module.dtype, promoted_dtype(*params), getattr(module, "activation", None))
-        modules[path] = module
+        norms[path], modules[path] = Norm.of(module, params), module
         mean = nn.meta.unbox(module.get_variable("batch_stats", "mean"))
         y = recorder.call(path, norms[path], x, mean=mean, running=running, residual=residual)
         call(*given, **named)  # for what it says of arguments that do not fit; nothing uses its result
         return y
 
     def run(leaves: Sequence[Any], values: Sequence[Any]) -> Any:
-        filled = dict(enumerate(inputs)) | dict(zip(traced, values, strict=True))
-        args, kwargs = jax.tree.unflatten(called, [filled[i] for i in range(len(inputs))])
+        args, kwargs = filled(values)
         with nn.intercept_methods(intercept):
             return model.apply(jax.tree.unflatten(given, leaves), *args, **kwargs)
 
@@ -178,7 +173,7 @@ def fold(
 
     names = ["/".join(entry.key for entry in path[1:] if isinstance(entry, jax.tree_util.DictKey)) for path, _ in arrays]
     leaves = [leaf for _, leaf in arrays]
-    result = fold_model(run, recorder, leaves, [inputs[i] for i in traced], names, constants, paths)
+    result = fold_model(run, recorder, leaves, inputs, names, constants, paths)
     new = _without_norms(jax.tree.unflatten(given, result.leaves), result.shifts)
     return Folded(_Held(model), FrozenDict({path: norms[path] for path in result.shifts})), new, result.report
 

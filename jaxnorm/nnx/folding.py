@@ -7,10 +7,9 @@ import jax
 from flax import nnx
 
 from jaxnorm._checks import check_type
-from jaxnorm._modules import promoted_dtype
 from jaxnorm._types import AffineParams, RunningStats
 from jaxnorm.folding._model import fold_model
-from jaxnorm.folding._norms import Norm, Recorder, check_running
+from jaxnorm.folding._norms import Norm, Recorder, check_running, split_arguments
 from jaxnorm.folding.report import FoldReport
 from jaxnorm.nnx._flags import first_given
 from jaxnorm.nnx.batch_norm import BatchNorm
@@ -73,8 +72,7 @@ class _Place(nnx.Module):
     @property
     def known(self) -> Norm:
         """What is known of the norm."""
-        axis = self.norm.axis if isinstance(self.norm.axis, int) else tuple(self.norm.axis)
-        return Norm(axis, self.norm.dtype, promoted_dtype(*self.params), getattr(self.norm, "activation", None))
+        return Norm.of(self.norm, self.params)
 
     @property
     def params(self) -> AffineParams:
@@ -148,12 +146,10 @@ def fold(model: nnx.Module, *args: Any, paths: Sequence[str] | None = None, **kw
 
     graphdef, state = nnx.split(nnx.recursive_map(placed, nnx.clone(model)))
     arrays, tree = jax.tree_util.tree_flatten_with_path(state)
-    inputs, called = jax.tree.flatten((args, kwargs))
-    traced = [i for i, leaf in enumerate(inputs) if hasattr(leaf, "shape")]
+    inputs, filled = split_arguments(args, kwargs)
 
     def run(leaves: Sequence[Any], values: Sequence[Any]) -> Any:
-        filled = dict(enumerate(inputs)) | dict(zip(traced, values, strict=True))
-        args, kwargs = jax.tree.unflatten(called, [filled[i] for i in range(len(inputs))])
+        args, kwargs = filled(values)
         copy: Any = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
         return copy(*args, **kwargs)
 
@@ -163,7 +159,7 @@ def fold(model: nnx.Module, *args: Any, paths: Sequence[str] | None = None, **kw
 
     names = ["/".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)) for path, _ in arrays]
     leaves = [leaf for _, leaf in arrays]
-    result = fold_model(run, recorder, leaves, [inputs[i] for i in traced], names, constants, paths)
+    result = fold_model(run, recorder, leaves, inputs, names, constants, paths)
 
     def finished(_: Any, node: Any) -> Any:
         if not isinstance(node, _Place):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 from tiers import then_slow
 
@@ -230,6 +231,23 @@ def test_weights_are_those_of_torch(transposed: bool) -> None:
     folded, own = fold_conv(params, state, jnp.asarray(kernel), jnp.asarray(bias), **options)
     assert_allclose(np.asarray(folded).transpose(axes), weight.detach().numpy(), rtol=1e-5, atol=1e-6)
     assert_allclose(own, moved.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_weights_of_an_explicit_sharding_keep_it() -> None:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    after, before = norm_of(8, np.float32), norm_of(4, np.float32)
+    with jax.set_mesh(mesh):
+        kernel = jax.device_put(jnp.ones((3, 3, 2, 8)), NamedSharding(mesh, PartitionSpec(None, None, None, "a")))
+        bias = jax.device_put(jnp.ones(8), NamedSharding(mesh, PartitionSpec("a")))
+        options = {"feature_group_count": 2, "padding": "VALID"}
+        results = [fold_conv(*after, kernel, bias, **options), fold_conv(*before, kernel, bias, before=True, **options)]
+        state = jax.device_put(after[1], NamedSharding(mesh, PartitionSpec("b")))
+        dense = jax.device_put(jnp.ones((4, 8)), NamedSharding(mesh, PartitionSpec("b", "a")))
+        results += [fold_dense(after[0], state, dense, bias)]
+    for (folded, moved), given in zip(results, (kernel, kernel, dense), strict=True):
+        assert jax.typeof(folded) == jax.typeof(given)
+        assert jax.typeof(moved) == jax.typeof(bias)
 
 
 # bad input
