@@ -195,6 +195,12 @@ def test_a_kernel_that_is_0_or_not_finite_changes_nothing_of_the_state(bad: floa
         assert_array_equal(gradient, jnp.ones((6, 5)))
 
 
+def test_a_norm_that_overflows_changes_nothing_of_the_state() -> None:
+    state = init_spectral_norm(jax.random.key(0), 5)
+    _, new = spectral_norm(state, jnp.full((6, 5), 1e38), train=True)
+    jax.tree.map(assert_array_equal, new, state)
+
+
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_squares_of_large_and_small_kernels_neither_overflow_nor_vanish(size: float) -> None:
     kernel, state = matrix(6, 5), init_spectral_norm(jax.random.key(0), 5)
