@@ -22,6 +22,7 @@ from jaxnorm.statistics._layers import (
     counts_of,
     first_part,
     layers_of,
+    map_layers,
     measured,
     nothing_of,
     pooled,
@@ -32,6 +33,7 @@ from jaxnorm.statistics._layers import (
     with_layers,
 )
 from jaxnorm.statistics.adapters import FlaxUpdate
+from jaxnorm.statistics.averages import reset_stats
 
 Update = Callable[[Any, Any], Any]
 """`update(stats, batch) -> stats`."""
@@ -76,7 +78,7 @@ def precise_stats(
         `layer_by_layer` a function of one's own normalizes by `stats`, and gives the statistics of what it normalizes; those
         updates know. Where it gives `jaxnorm.Moments` for a layer, as `jaxnorm.reference_moments` makes them, their n counts.
       stats: the running statistics, any tree of `RunningStats` and the like, or of dicts with their names, or an `nnx.State`.
-        Their numbers matter with `layer_by_layer`, for the first pass, or where a channel is not counted in any batch.
+        Their numbers matter with `layer_by_layer`, for the first pass, or where a channel is not counted in any batch; they may be NaN.
       batches: an array `[batches, B, ...]`, or a dict of them, which is gone through in one compiled program, also under
         `jax.jit`, `jax.vmap` and `jax.shard_map`; or an iterable of batches, whatever update takes, with a step that is compiled
         for each shape. Arrays may be sharded.
@@ -116,9 +118,9 @@ def precise_stats(
     measure = _measure(update, count)
     if _is_array(batches):
         _check_stacked(batches)
-        found = _over_arrays(measure, stats, batches, by_stats=by_stats)
+        found = _over_arrays(measure, _finite(stats), batches, by_stats=by_stats)
     else:
-        found = _over_iterable(measure, stats, batches, by_stats, progress)
+        found = _over_iterable(measure, _finite(stats), batches, by_stats, progress)
     _check_found(found)
     return replaced(stats, found)
 
@@ -225,6 +227,15 @@ def _number_of(batch: Any) -> int:
     if len(lengths) != 1:
         raise ValueError(f"a batch must be arrays of one length unless count is given, got lengths {sorted(lengths)}")
     return lengths.pop()
+
+
+def _finite(stats: PyTree) -> PyTree:
+    """Returns statistics with new ones in the place of those that are not finite, and would spoil what they are averaged with."""
+
+    def chosen(old: Layer, fresh: Layer) -> Layer:
+        return {name: jnp.where(jnp.isfinite(part), part, fresh[name]) for name, part in old.items()}
+
+    return map_layers(chosen, stats, reset_stats(stats))
 
 
 def _start(stats: PyTree) -> dict[str, Found]:

@@ -89,6 +89,8 @@ def test_linen_in_both_modes_whatever_the_model_is_told(of: str, train: bool) ->
     assert np.abs(in_batches[2]["var"] / oracle(kernels, x)[2][1] - 1).max() > 0.01
     for tree in (found, whole, update(given, x[0])):
         assert jax.tree.structure(tree) == jax.tree.structure(given)
+    spoilt = jax.tree.map(lambda part: jnp.full_like(part, jnp.nan), given)
+    assert_close(linen_layers(precise_stats(update, spoilt, x, layer_by_layer=True)), oracle(kernels, x))
     np.testing.assert_array_equal(given["_".join((type_name(LINEN[of][0]), "0"))]["mean"], 0.0)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks_of_norms import WIDTH, data, network, oracle, update_of
+from tiers import then_slow
 
 import jaxnorm
 from jaxnorm import RunningStats
@@ -99,6 +100,16 @@ def test_masks_count_by_moments_and_by_a_function() -> None:
     for update, count in ((with_state, lambda batch: batch["mask"].sum()), (with_moments, None)):
         found = precise_stats(update, state, batches, count=count)
         assert_close([found], [(counted.mean(0), counted.var(0))])
+
+
+@pytest.mark.parametrize("by_stats", then_slow([True, False]))
+def test_statistics_that_are_nan_are_estimated_anew(by_stats: bool) -> None:
+    """As of Flax, where one batch with a NaN leaves them so for good."""
+    params, stats = network(2)
+    x = data().reshape(1, -1, WIDTH)
+    spoilt = jax.tree.map(lambda part: jnp.full_like(part, jnp.nan), stats)
+    found = precise_stats(update_of(params, by_stats=by_stats), spoilt, x, layer_by_layer=by_stats)
+    assert_close(found, oracle(params, x))
 
 
 def test_a_batch_that_is_not_finite_is_left_out_of_its_channel() -> None:
