@@ -78,7 +78,7 @@ def precise_stats(
         `layer_by_layer` a function of one's own normalizes by `stats`, and gives the statistics of what it normalizes; those
         updates know. Where it gives `jaxnorm.Moments` for a layer, as `jaxnorm.reference_moments` makes them, their n counts.
       stats: the running statistics, any tree of `RunningStats` and the like, or of dicts with their names, or an `nnx.State`.
-        Their numbers matter with `layer_by_layer`, for the first pass, or where a channel is not counted in any batch; they may be NaN.
+        Their numbers matter with `layer_by_layer`, for the first pass, or where no batch counts a channel; they may be NaN.
       batches: an array `[batches, B, ...]`, or a dict of them, which is gone through in one compiled program, also under
         `jax.jit`, `jax.vmap` and `jax.shard_map`; or an iterable of batches, whatever update takes, with a step that is compiled
         for each shape. Arrays may be sharded.
