@@ -25,7 +25,7 @@ from jaxnorm._checks import (
     is_concrete,
 )
 from jaxnorm._compiler import in_memory
-from jaxnorm._noise import Draw, NoiseKind, decision, multiply_noise, times
+from jaxnorm._noise import Draw, NoiseKind, decision, kept_or_zero, multiply_noise
 from jaxnorm._types import wide_dtype
 
 Rescale = Literal["example", "batch", "expected"]
@@ -240,7 +240,7 @@ def _drop_blocks(
         if rescale == "batch":
             share = jnp.sum(share, keepdims=True) / count_of(x.shape[:1], share.dtype)
         scale = scale / _not_zero(share)
-    return jnp.where(match_sharding(kept.answers(), x), times(x, scale), jnp.zeros((), x.dtype))
+    return kept_or_zero(draw, match_sharding(kept.answers(), x), x, scale)
 
 
 def _clear_of_all(words: jax.Array, axis: int, block: int) -> jax.Array:
