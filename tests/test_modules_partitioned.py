@@ -29,6 +29,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "GroupNorm": {"num_groups": 4},
     "IterativeNorm": {"group_size": 2},
     "MeanOnlyBatchNorm": {"use_scale": True},
+    "RMSNorm": {"use_bias": True},
 }
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ConditionalBatchNorm": (jnp.array([0, 1, 1, 0]),),

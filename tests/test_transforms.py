@@ -1,5 +1,6 @@
 """Every layer under the transformations of jax, on one device: what `test_core_promises.py` does not try at first."""
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -246,8 +247,10 @@ def test_export_lowers_for_cpu_cuda_and_tpu(case: Case) -> None:
 
 
 @each_form
-def test_no_tracer_leaks(case: Case) -> None:
+def test_no_tracer_leaks(case: Case, request: pytest.FixtureRequest) -> None:
     """Pitfalls 59 and 63: leaks are seen at the end of a trace."""
+    gc.freeze()  # or each check would go through all that the tests before have left in memory
+    request.addfinalizer(gc.unfreeze)
     with jax.check_tracer_leaks():
         varied, rest = varied_and_rest(case.arguments())
         for _ in range(2):
