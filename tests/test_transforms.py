@@ -1,7 +1,7 @@
 """Every layer under the transformations of jax, on one device: what `test_core_promises.py` does not try at first."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -246,18 +246,25 @@ def test_export_lowers_for_cpu_cuda_and_tpu(case: Case) -> None:
     chex.assert_trees_all_close(result, case(new_key(), arguments), rtol=3e-6, atol=3e-6)
 
 
-@each_form
-def test_no_tracer_leaks(case: Case, request: pytest.FixtureRequest) -> None:
-    """Pitfalls 59 and 63: leaks are seen at the end of a trace."""
+@pytest.fixture
+def leaks_are_errors() -> Iterator[None]:
     gc.freeze()  # or each check would go through all that the tests before have left in memory
-    request.addfinalizer(gc.unfreeze)
     with jax.check_tracer_leaks():
-        varied, rest = varied_and_rest(case.arguments())
-        for _ in range(2):
-            jax.jit(jax.grad(lambda varied: loss(case, new_key(), {**rest, **varied}))).trace(varied)
-            jax.jit(jax.vmap(lambda x: case(new_key(), {**rest, **varied, "x": x}))).trace(varied["x"][None])
+        yield
+    gc.unfreeze()
 
 
+@each_form
+@pytest.mark.usefixtures("leaks_are_errors")
+def test_no_tracer_leaks(case: Case) -> None:
+    """Pitfalls 59 and 63: leaks are seen at the end of a trace."""
+    varied, rest = varied_and_rest(case.arguments())
+    for _ in range(2):
+        jax.jit(jax.grad(lambda varied: loss(case, new_key(), {**rest, **varied}))).trace(varied)
+        jax.jit(jax.vmap(lambda x: case(new_key(), {**rest, **varied, "x": x}))).trace(varied["x"][None])
+
+
+@pytest.mark.usefixtures("leaks_are_errors")
 @pytest.mark.parametrize("transform", [jax.grad, jax.vmap])
 def test_control_a_leak_is_seen_at_the_end_of_a_trace(transform: Callable[..., Any]) -> None:
     kept = []
@@ -266,7 +273,7 @@ def test_control_a_leak_is_seen_at_the_end_of_a_trace(transform: Callable[..., A
         kept.append(x)
         return jnp.sum(x)
 
-    with jax.check_tracer_leaks(), pytest.raises(Exception, match="Leaked"):
+    with pytest.raises(Exception, match="Leaked"):
         jax.jit(transform(leaking)).trace(jnp.ones(1))
 
 
