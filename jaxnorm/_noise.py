@@ -275,9 +275,10 @@ def kept_or_zero(draw: Draw, kept: jax.Array, x: jax.Array, scale: jax.Array) ->
 
     Of a selection between a product and 0 the compiler for a CPU makes one instruction, a product that is masked in its load from
     memory, and that takes up to twice as long. So there are two products before the selection, by ones of which the compiler does
-    not know that they are, and two after it, where the gradient comes from.
+    not know that they are, and two after it, where the gradient comes from. The ones are a row, of which there must be many.
     """
-    if draw.form != "cpu" or x.ndim == 0 or x.dtype != scale.dtype or explicit_sharding(x) is not None:
+    rows = is_known(x.shape) and x.ndim > 1 and math.prod(x.shape[:-1]) >= 64
+    if draw.form != "cpu" or not rows or x.dtype != scale.dtype or explicit_sharding(x) is not None:
         return jnp.where(kept, times(x, scale), jnp.zeros((), x.dtype))
     one = jnp.minimum(jax.random.key_data(draw.key)[0] | 1, 1)
     ones = in_memory(jnp.broadcast_to(one, (*[1] * (x.ndim - 1), x.shape[-1]))).astype(x.dtype)

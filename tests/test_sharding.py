@@ -145,7 +145,7 @@ def test_every_device_draws_its_own_part_only(axis_type: AxisType, bits: int, sh
     drawn = drawn_on_a_device(axis_type, shape, spec, bits, ())
     assert drawn.collectives == []
     assert drawn.largest <= 1
-    assert drawn.temporaries <= (1.1 if shape[-1] % 32 == 0 else 2.1)
+    assert drawn.temporaries <= (1.3 if shape[-1] % 32 == 0 else 2.3)  # with the row that each is multiplied by
 
 
 @axis_types
@@ -168,7 +168,7 @@ def test_devices_that_would_share_groups_draw_their_own_part_too(
     drawn = drawn_on_a_device(axis_type, shape, spec, bits, ())
     assert drawn.collectives == []
     assert drawn.largest <= 1
-    assert drawn.temporaries < 0.1
+    assert drawn.temporaries < 0.3  # the row that each is multiplied by
 
 
 @pytest.mark.parametrize("shape, spec", PARTS_OF_GROUPS, ids=ids_of_parts)
@@ -178,7 +178,7 @@ def test_devices_that_share_groups_of_16_bits_by_an_automatic_sharding_draw_whol
     drawn = drawn_on_a_device(AxisType.Auto, shape, spec, 16, ())
     assert drawn.collectives == []
     assert drawn.largest <= 1
-    assert drawn.temporaries <= shards * 2 + 0.2
+    assert drawn.temporaries <= shards * 2 + 0.3
 
 
 @axis_types
