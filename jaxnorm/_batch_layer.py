@@ -269,6 +269,11 @@ def check_batch_axis(call: BatchCall, channel_axis: Any) -> None:
         raise ValueError(f"channel_axis must leave the first axis to the batch, got {channel_axis!r} for x of rank {call.x.ndim}")
 
 
+def for_each_example(part: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns numbers of the channels for every example, in the type, shape and sharding of an array `[B, C]`."""
+    return match_sharding(jnp.broadcast_to(part[None].astype(like.dtype), like.shape), like)
+
+
 def _weights(momentum: Scalar) -> tuple[Any, Any]:
     """Returns the weights of the old statistics and of the batch's; those of a concrete momentum are not rounded yet."""
     momentum = np.float64(momentum) if is_concrete(momentum) else momentum.astype(wide_dtype(momentum.dtype))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._axes import canonical_axes, check_one_axis, match_sharding, other_axes
-from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, init_affine, init_batch_layer
+from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, for_each_example, init_affine, init_batch_layer
 from jaxnorm._checks import (
     Scalar,
     check_affine,
@@ -538,11 +538,6 @@ def virtual_batch_norm(
     return _virtual_batch_norm(params, x, reference, where, epsilon, channels=channels, dtype=dtype)
 
 
-def _to_examples(part: jax.Array, own: jax.Array) -> jax.Array:
-    """Returns a statistic of the batch for every example, sharded as the example's own."""
-    return match_sharding(jnp.broadcast_to(part[None], own.shape), own)
-
-
 def _batch_of(call: BatchCall, own: Moments | None, unbiased: bool) -> tuple[RunningStats, RunningStats]:
     """Returns the statistics of the batch that are used, and the new state; own moments are given in training alone."""
     if own is None:
@@ -560,7 +555,7 @@ def _in_both_modes(call: BatchCall, output: Any, unbiased: bool) -> tuple[jax.Ar
             wide = widened(call.x)
             own = call.moments_of_examples(wide)
             batch, new = _batch_of(call, own if train else None, unbiased)
-            seen = RunningStats(*(_to_examples(part, own.mean) for part in batch))
+            seen = RunningStats(*(for_each_example(part, own.mean) for part in batch))
             if call.where is not None:  # of which nothing counts: as the batch
                 own = own._replace(mean=jnp.where(own.n > 0, own.mean, seen.mean), var=jnp.where(own.n > 0, own.var, seen.var))
             return output(call, wide, own, seen), new
@@ -575,22 +570,17 @@ def _in_both_modes(call: BatchCall, output: Any, unbiased: bool) -> tuple[jax.Ar
 def _batch_instance_norm(call: BatchCall, *, unbiased: bool) -> tuple[jax.Array, RunningStats]:
     def output(call: BatchCall, wide: jax.Array, own: Moments, batch: RunningStats) -> jax.Array:
         """`gate a + (1 - gate) b` as one scale of `x - mean` and a bias, with the example's mean: it loses no digits."""
-        gate = _along(call.params.gate, own.mean)
+        gate = for_each_example(call.params.gate, own.mean)
         of_batch, of_example = (inverse_deviation(var, call.epsilon) for var in (batch.var, own.var))
         factor = gate * of_batch + (1 - gate) * of_example
         shift = gate * of_batch * (own.mean - batch.mean)
-        scale, bias = (None if part is None else _along(part, own.mean) for part in call.params[:2])
+        scale, bias = (None if part is None else for_each_example(part, own.mean) for part in call.params[:2])
         shift = shift if scale is None else shift * scale
         affine = AffineParams(scale, shift if bias is None else shift + bias)
         return call.rescale(own.mean, factor, affine=affine, axes=call.positions, wide=wide)
 
     with jax.named_scope("jaxnorm.batch_instance_norm"):
         return _in_both_modes(call, output, unbiased)
-
-
-def _along(part: jax.Array, own: jax.Array) -> jax.Array:
-    """Returns a parameter of the channels for every example, in the type of the example's statistics."""
-    return _to_examples(part.astype(own.dtype), own)
 
 
 @functools.partial(jax.jit, static_argnames=("unbiased",))
@@ -652,7 +642,7 @@ def _virtual_batch_norm(
     def output(x: jax.Array, params: AffineParams, reference: Moments, where: jax.Array | None) -> jax.Array:
         wide = widened(x)
         own = moments(x, positions, wide=wide, where=where)
-        parts = jax.tree.map(lambda a, b: jnp.stack([a, _to_examples(b.astype(a.dtype), a)]), own, reference)
+        parts = jax.tree.map(lambda a, b: jnp.stack([a, for_each_example(b, a)]), own, reference)
         joined = combine_moments(parts)
         mean, var = (match_sharding(part, own.mean) for part in joined[:2])
         factor = inverse_deviation(var, epsilon)

@@ -132,15 +132,23 @@ def pooled(one: Found, other: Found) -> Found:
         own = _of_parts(weight, known[name])
         old = _power(name, known[name])
         part = old + own.astype(old.dtype) * _difference(name, known, other.layer, new)
-        if step is not None and name in ("var", "std"):
-            part += own * (1 - own) * abs_square(step)
-        if step is not None and name == "cov":
-            groups = step.reshape(*part.shape[:-1])
-            part += own * (1 - own) * (groups[..., :, None] * groups[..., None, :].conj())
+        if step is not None and name in ("var", "std", "cov"):
+            part += between_means(own, step, part)
         return jnp.sqrt(part) if name == "std" else part
 
     met = (one.n >= 0) | (other.n >= 0)
     return Found({name: joined(name) for name in known}, jnp.where(met, total, -jnp.ones((), total.dtype)))
+
+
+def between_means(weight: jax.Array, step: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns `weight (1 - weight) |step|^2`, by which a variance of two sets is larger whose means are a step apart.
+
+    Of groups, whose covariances `like` are then, with the outer product of the step.
+    """
+    if like.shape == step.shape:
+        return weight * (1 - weight) * abs_square(step)
+    step = step.reshape(like.shape[:-1])
+    return weight * (1 - weight) * (step[..., :, None] * step[..., None, :].conj())
 
 
 def replaced(tree: PyTree, found: Mapping[str, Found]) -> PyTree:

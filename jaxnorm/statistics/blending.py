@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._axes import match_sharding
-from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call
+from jaxnorm._batch_layer import BatchCall, check_batch_axis, checked_call, for_each_example
 from jaxnorm._checks import Scalar, check_choice, check_float, check_known_flag, check_scalar, check_shape
-from jaxnorm._moments import AxisName, abs_square
+from jaxnorm._moments import AxisName
 from jaxnorm._types import AffineParams, RunningStats, widened
-from jaxnorm.statistics._layers import MEAN, Layer, PyTree, check_layers, check_like, map_layers
+from jaxnorm.statistics._layers import MEAN, Layer, PyTree, between_means, check_layers, check_like, map_layers
 
 _BATCH, _EXAMPLE = "batch", "example"
 
@@ -68,12 +68,7 @@ def blend_stats(stats: PyTree, batch: PyTree, weight: Scalar, *, mixture: bool =
         part = _between(one, other, weight)
         if mixture and MEAN in old and name in ("var", "std", "cov"):
             step = new[MEAN].astype(old[MEAN].dtype) - old[MEAN]
-            own = jnp.asarray(weight).astype(part.real.dtype)
-            if name == "cov":
-                step = step.reshape(part.shape[:-1])
-                part += own * (1 - own) * (step[..., :, None] * step[..., None, :].conj())
-            else:
-                part += own * (1 - own) * abs_square(step)
+            part += between_means(jnp.asarray(weight).astype(part.real.dtype), step, part)
         return jnp.sqrt(part) if name == "std" else part
 
     return map_layers(blended, stats, batch)
@@ -278,7 +273,7 @@ def _eval_batch_norm(call: BatchCall, batch_size: Scalar, var_of_means: jax.Arra
         part = 1 / jnp.asarray(batch_size).astype(var.dtype)
         of_batches = running.var
         if var_of_means is not None:
-            of_batches = jnp.maximum(of_batches - part * _along(var_of_means, mean), jnp.zeros((), var.dtype))
+            of_batches = jnp.maximum(of_batches - part * for_each_example(var_of_means, mean), jnp.zeros((), var.dtype))
         new = part * var + (1 - part) * (of_batches + part * lax.square(mean - running.mean))
         if call.where is not None:
             new = jnp.where(batch.n > 0, new, running.var)
@@ -287,11 +282,7 @@ def _eval_batch_norm(call: BatchCall, batch_size: Scalar, var_of_means: jax.Arra
 
 def _for_examples(call: BatchCall, like: jax.Array) -> RunningStats:
     """Returns the running statistics for every example."""
-    return RunningStats(*(_along(part, like) for part in call.running))
-
-
-def _along(part: jax.Array, like: jax.Array) -> jax.Array:
-    return match_sharding(jnp.broadcast_to(part[None].astype(like.dtype), like.shape), like)
+    return RunningStats(*(for_each_example(part, like) for part in call.running))
 
 
 def _between(old: jax.Array, new: jax.Array, weight: Scalar) -> jax.Array:
