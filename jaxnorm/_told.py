@@ -1,10 +1,27 @@
 """Modules of a linen model that are told another thing than the model tells them."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
+import jax
 from flax import linen
+
+# How modules are called is part of the key by which jit, as `linen.jit` within a model, finds a program again.
+_called = jax.make_user_context(())
+
+
+@contextlib.contextmanager
+def intercepting(interceptor: Callable[..., Any], settings: Hashable) -> Iterator[None]:
+    """Intercepts the methods of modules as `flax.linen.intercept_methods` does, also in what was compiled without.
+
+    Args:
+      interceptor: as there.
+      settings: what tells this interceptor from others, and all that it does depends on.
+    """
+    with _called(settings), linen.intercept_methods(interceptor):
+        yield
 
 
 def call_told(module: linen.Module, call: Callable[..., Any], args: Any, kwargs: Any, fields: Mapping[str, Any]) -> Any:

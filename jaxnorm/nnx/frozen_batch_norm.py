@@ -1,7 +1,7 @@
 """Frozen batch normalization as a `flax.nnx` module."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class FrozenBatchNorm(nnx.Module):
       >>> print(norm(jnp.array([[5.0, -3.0]])))
       [[ 5. -3.]]
     """
+
+    is_frozen: ClassVar = True  # one that was a batch norm still has its flag, and is not one whose statistics are estimated
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxnorm._checks import check_type
-from jaxnorm._told import call_told
+from jaxnorm._told import call_told, intercepting
 from jaxnorm.statistics._layers import Found, PyTree, check_layers, check_like, layers_of, replaced, with_layers
 from jaxnorm.statistics._recording import FLAG, OF_THE_BATCH, found_in, is_recorded, run_norm, start
 
@@ -164,7 +164,7 @@ def _linen_run(module: linen.Module, method: Callable[..., Any] | None, argument
         for parent, name in parents.items():
             flat |= {(*parent, new): value for new, value in start(layers[name]).items()}
         given = {**variables, _COLLECTION: unflatten_dict(flat)}
-        with linen.intercept_methods(_recorder(by_stats)):
+        with intercepting(_recorder(by_stats), ("statistics", by_stats)):
             _, updates = module.apply(given, batch, mutable=[_COLLECTION], method=method, **dict(arguments))
         new: Any = flatten_dict(unfreeze(updates[_COLLECTION]))
         return {name: found_in(layers[name], lambda part, at=parent: new[*at, part]) for parent, name in parents.items()}
@@ -222,7 +222,7 @@ def _nnx_run(graphdef: Any, method: Callable[..., Any] | None, arguments: tuple[
         layers, norms = layers_of(stats), {}
         for path, module in nnx.iter_modules(copy):
             name = "/".join(map(str, path))
-            if name in layers and hasattr(module, FLAG):
+            if name in layers and hasattr(module, FLAG) and not getattr(module, "is_frozen", False):
                 norms[name] = module
                 _record(module, layers[name], by_stats)
         copy(batch, **dict(arguments)) if method is None else method(copy, batch, **dict(arguments))

@@ -111,18 +111,8 @@ def precise_stats(
       >>> bool(abs(stats.var - x.reshape(320, 2).var(0)).max() < 1e-6)
       True
     """
-    if not callable(update):
-        raise TypeError(f"update must be a function of stats and a batch, got {shown(update)}")
-    check_layers("stats", stats)
-    by_stats, progress = check_known_flag("layer_by_layer", layer_by_layer), check_known_flag("progress", progress)
-    measure = _measure(update, count)
-    if _is_array(batches):
-        _check_stacked(batches)
-        found = _over_arrays(measure, _finite(stats), batches, by_stats=by_stats)
-    else:
-        found = _over_iterable(measure, _finite(stats), batches, by_stats, progress)
-    _check_found(found)
-    return replaced(stats, found)
+    by_stats = check_known_flag("layer_by_layer", layer_by_layer)
+    return replaced(stats, found_of(update, stats, batches, by_stats=by_stats, settle=by_stats, count=count, progress=progress))
 
 
 def adapt_stats(
@@ -171,6 +161,34 @@ def adapt_stats(
       [5. 5.]
     """
     return precise_stats(update, stats, batches, layer_by_layer=layer_by_layer, count=count, progress=progress)
+
+
+def found_of(
+    update: Update, stats: PyTree, batches: Any, *, by_stats: bool, settle: bool, count: Count | None, progress: bool
+) -> dict[str, Found]:
+    """Returns what is found of each layer over all batches: `precise_stats` before it puts that into stats.
+
+    Args:
+      update: as there.
+      stats: as there.
+      batches: as there.
+      by_stats: whether layers normalize by stats.
+      settle: whether what is found takes the place of stats in another pass, until nothing changes any more.
+      count: as there.
+      progress: as there.
+    """
+    if not callable(update):
+        raise TypeError(f"update must be a function of stats and a batch, got {shown(update)}")
+    check_layers("stats", stats)
+    progress = check_known_flag("progress", progress)
+    measure = _measure(update, count)
+    if _is_array(batches):
+        _check_stacked(batches)
+        found = _over_arrays(measure, _finite(stats), batches, by_stats=by_stats, settle=settle)
+    else:
+        found = _over_iterable(measure, _finite(stats), batches, by_stats, settle, progress)
+    _check_found(found)
+    return found
 
 
 @jax.tree_util.register_dataclass
@@ -277,14 +295,14 @@ def _changed(old: PyTree, new: PyTree) -> jax.Array:
     return jnp.stack([differs(layer, after[path]) for path, layer in layers_of(old).items()]).any()
 
 
-@functools.partial(jax.jit, static_argnames=("by_stats",))
-def _over_arrays(measure: Any, stats: PyTree, batches: Any, *, by_stats: bool) -> dict[str, Found]:
-    if not by_stats:
-        return _scan(measure, stats, batches, False)
+@functools.partial(jax.jit, static_argnames=("by_stats", "settle"))
+def _over_arrays(measure: Any, stats: PyTree, batches: Any, *, by_stats: bool, settle: bool) -> dict[str, Found]:
+    if not settle:
+        return _scan(measure, stats, batches, by_stats)
 
     def again(carry: tuple[PyTree, dict[str, Found], jax.Array, jax.Array]) -> Any:
         stats, _, left, _ = carry
-        found = _scan(measure, stats, batches, True)
+        found = _scan(measure, stats, batches, by_stats)
         new = replaced(stats, found)
         return new, found, left - 1, _changed(stats, new)
 
@@ -292,19 +310,19 @@ def _over_arrays(measure: Any, stats: PyTree, batches: Any, *, by_stats: bool) -
     return lax.while_loop(lambda carry: (carry[2] > 0) & carry[3], again, start)[1]
 
 
-def _over_iterable(measure: Any, stats: PyTree, batches: Any, by_stats: bool, progress: bool) -> dict[str, Found]:
+def _over_iterable(measure: Any, stats: PyTree, batches: Any, by_stats: bool, settle: bool, progress: bool) -> dict[str, Found]:
     if not isinstance(batches, Iterable) or isinstance(batches, str):
         raise TypeError(f"batches must be an array, a dict of arrays or an iterable of batches, got {shown(batches)}")
-    if by_stats and isinstance(batches, Iterator):
+    if settle and isinstance(batches, Iterator):
         raise ValueError(
             "batches must be gone through again and again with layer_by_layer: a list or the like, got an iterator, "
             f"{type(batches).__name__}"
         )
-    passes = size_of(stats) if by_stats else 1
+    passes = size_of(stats) if settle else 1
     found = _start(stats)
     with progress_bar(disable=not progress, unit="batch", total=len(batches) if isinstance(batches, Sized) else None) as bar:
         for number in range(passes):
-            if by_stats:
+            if settle:
                 bar.reset()
                 bar.set_description(f"pass {number + 1} of at most {passes}")
             found, place = _start(stats), -1
@@ -315,7 +333,7 @@ def _over_iterable(measure: Any, stats: PyTree, batches: Any, by_stats: bool, pr
                 bar.update()
             if place < 0:
                 raise ValueError("batches must hold at least one batch, got none (an iterator gives them only once)")
-            if by_stats:
+            if settle:
                 before, stats = stats, replaced(stats, found)
                 changed = _changed(before, stats)
                 if is_concrete(changed) and not changed:

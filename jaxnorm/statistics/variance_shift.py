@@ -65,7 +65,7 @@ def correct_variance_shift(
         return map_layers(lambda layer: _before_norm(layer, rate), stats)
     if len(layers) != 1:
         raise ValueError(f"stats must be those of one layer where its kernel is given, got {len(layers)} layers")
-    added = _second_moment_of_noise(kernel, second_moment, next(iter(layers.values()))["var"].shape)
+    added = second_moment_of_noise(kernel, second_moment, next(iter(layers.values()))["var"].shape, "stats")
     return map_layers(lambda layer: _before_linear(layer, rate, added), stats)
 
 
@@ -82,12 +82,12 @@ def _before_linear(layer: Layer, rate: Scalar, added: jax.Array) -> Layer:
     return {"mean": mean, "var": jnp.maximum(new, jnp.zeros((), var.dtype))}
 
 
-def _second_moment_of_noise(kernel: jax.Array, second_moment: jax.Array | None, channels: tuple[int, ...]) -> jax.Array:
-    """Returns `sum_i w_i^2 E[x_i^2]` for each channel of the layer's output."""
+def second_moment_of_noise(kernel: jax.Array, second_moment: jax.Array | None, channels: tuple[int, ...], of: str) -> jax.Array:
+    """Returns `sum_i w_i^2 E[x_i^2]` for each channel of the layer's output, which are those `of` another argument."""
     kernel, second_moment = check_float("kernel", kernel), check_float("second_moment", second_moment)
     if kernel.ndim < 2 or channels != kernel.shape[-1:]:
         raise ValueError(
-            f"kernel must be [..., C / groups, F] with F the channels of stats, {list(channels)}, got {list(kernel.shape)}"
+            f"kernel must be [..., C / groups, F] with F the channels of {of}, {list(channels)}, got {list(kernel.shape)}"
         )
     *_, inputs, outputs = kernel.shape
     groups = second_moment.size // max(inputs, 1)

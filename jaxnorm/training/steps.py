@@ -114,13 +114,13 @@ def make_train_step(
     schedules = dict(schedules or {})
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        x, labels = _check_batch(batch)
+        length, (x, labels) = check_batch(batch), batch
         key = jax.random.fold_in(state.key, state.step)
         scheduled = {name: schedule(state.step) for name, schedule in schedules.items()}
 
         def objective(params: PyTree) -> tuple[jax.Array, tuple[Any, PyTree]]:
             outputs, stats = apply(key, params, state.stats, x, train=True, **scheduled)
-            return _mean_loss(loss, outputs, labels, num_examples(batch)), (outputs, stats)
+            return mean_loss(loss, outputs, labels, length), (outputs, stats)
 
         (value, (outputs, stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         stats = as_arrays("stats", stats)
@@ -160,9 +160,9 @@ def make_eval_step(apply: Apply, *, loss: Loss = cross_entropy) -> EvalStep:
     """
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        x, labels = _check_batch(batch)
+        length, (x, labels) = check_batch(batch), batch
         outputs, _ = apply(state.key, state.params, state.stats, x, train=False)
-        return {"loss": _mean_loss(loss, outputs, labels, num_examples(batch))} | _accuracy(outputs, labels)
+        return {"loss": mean_loss(loss, outputs, labels, length)} | _accuracy(outputs, labels)
 
     return evaluate
 
@@ -200,13 +200,16 @@ def evaluate_batches(evaluate: EvalStep, state: TrainState, batches: Iterable[Ba
     return meter.means()
 
 
-def _check_batch(batch: Batch) -> Batch:
-    if num_examples(batch) == 0:
+def check_batch(batch: Batch) -> int:
+    """Returns the number of examples of a batch, or raises unless it is a pair of arrays of so many, at least one."""
+    length = num_examples(batch)
+    if length == 0:
         raise ValueError("batch must hold at least one example, got 0")
-    return batch
+    return length
 
 
-def _mean_loss(loss: Loss, outputs: Any, labels: Any, length: int) -> jax.Array:
+def mean_loss(loss: Loss, outputs: Any, labels: Any, length: int) -> jax.Array:
+    """Returns the mean of the examples' losses, or raises unless there are so many."""
     losses = loss(outputs, labels)
     if jnp.shape(losses) != (length,):
         raise ValueError(f"loss must return one value for each example, shape [{length}], got shape {list(jnp.shape(losses))}")

@@ -1,12 +1,13 @@
 """Models as functions that draw, with their batch norms held to running statistics, or to those of a batch."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import linen, nnx
 
-from jaxnorm._told import call_told
+from jaxnorm._told import call_told, intercepting
 from jaxnorm.training.adapters import seed_streams
 
 _KINDS = "a linen module bound to its variables, as module.bind(variables), or an nnx module"
@@ -20,7 +21,7 @@ def function_of_key(model: Any, arguments: Mapping[str, Any]) -> Callable[[jax.A
         module, variables = _unbound(model)
 
         def draw_linen(key: jax.Array, x: Any) -> Any:
-            with linen.intercept_methods(_batch_norms_with(_RUNNING)):
+            with _batch_norms_with(_RUNNING):
                 return module.apply(variables, x, rngs={"dropout": key}, **arguments)
 
         return draw_linen
@@ -44,9 +45,9 @@ def function_of_batch(model: Any, arguments: Mapping[str, Any]) -> Callable[[Any
         module, variables = _unbound(model)
 
         def predict_linen(batch: Any, x: Any) -> Any:
-            with linen.intercept_methods(_batch_norms_with(_OF_THE_BATCH)):
+            with _batch_norms_with(_OF_THE_BATCH):
                 _, found = module.apply(variables, batch, mutable=["batch_stats"], **arguments)
-            with linen.intercept_methods(_batch_norms_with(_RUNNING)):
+            with _batch_norms_with(_RUNNING):
                 return module.apply({**variables, **found}, x, **arguments)
 
         return predict_linen
@@ -77,8 +78,8 @@ def _unbound(module: linen.Module) -> tuple[linen.Module, Mapping[str, Any]]:
     return module.unbind()
 
 
-def _batch_norms_with(fields: Mapping[str, Any]) -> Callable[..., Any]:
-    """Returns an interceptor that gives modules with a field `use_running_average` these fields, whatever they are told."""
+def _batch_norms_with(fields: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Gives modules with a field `use_running_average` these fields, whatever they are told."""
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -86,4 +87,4 @@ def _batch_norms_with(fields: Mapping[str, Any]) -> Callable[..., Any]:
             return call(*args, **kwargs)
         return call_told(module, call, args, kwargs, fields)
 
-    return intercept
+    return intercepting(intercept, tuple(fields.items()))

@@ -246,6 +246,15 @@ def test_other_norms_and_what_is_no_statistic() -> None:
     np.testing.assert_allclose(one, 1.0, atol=1e-3)  # of normalized data: the biased variance
 
 
+def test_norms_that_were_frozen_stay() -> None:
+    x = data()
+    net, _ = jaxnorm.nnx.freeze(NnxNet(*NNX["ours"]), paths="norms/0")
+    given = nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+    found = precise_stats(nnx_update(net), given, x)["norms"]
+    jax.tree.map(np.testing.assert_array_equal, found[0], given["norms"][0])
+    assert abs(found[1]["var"] - 1).max() > 0.1
+
+
 @pytest.mark.slow
 def test_partitioned_statistics_stay_boxed() -> None:
     x = data()
@@ -299,3 +308,20 @@ def test_nothing_is_compiled_anew_for_other_weights() -> None:
         precise_stats(linen_update(net, {**variables, "params": params}, method=method), variables["batch_stats"], x)
         counts.append(len(traced))
     assert counts[0] == counts[1]
+
+
+def test_a_linen_model_that_compiles_itself_is_run_as_asked() -> None:
+    """What `nn.jit` compiled for one mode is not taken for the other, nor for the model outside."""
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(nn.relu(nn.BatchNorm(use_running_average=True)(x)))
+
+    x = data()[0]
+    variables = Two().init(jax.random.key(0), x)
+    for by_stats in (True, False):
+        wanted, got = (
+            linen_update(net, variables).found(variables["batch_stats"], x, by_stats) for net in (Two(), nn.jit(Two)())
+        )
+        np.testing.assert_allclose(got["BatchNorm_1"].layer["var"], wanted["BatchNorm_1"].layer["var"], rtol=1e-5)
