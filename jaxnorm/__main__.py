@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
@@ -58,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.command(options)
     except WriteError as error:
         parser.exit(_FAILED, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(_INTERRUPTED, "interrupted\n")
+    except KeyboardInterrupt as error:
+        parser.exit(_INTERRUPTED, f"{str(error) or 'interrupted'}\n")
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -78,9 +77,17 @@ def _make_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="run an experiment: train, print tables, write them and a picture")
     names = ", ".join(experiment_names())
-    command.add_argument("experiment", metavar="NAME", type=_experiment, help=f"the experiment: {names}")
+    command.add_argument("experiment", metavar="NAME", type=_experiment, help=f"the experiment, or all: {names}")
     command.add_argument("rest", metavar="OPTIONS", nargs=argparse.REMAINDER, help="its options; NAME --help shows them")
     command.set_defaults(command=_run)
+
+    command = commands.add_parser("claims", help="print the table of all claims, with the verdicts of runs, as Markdown")
+    results = Path("results")
+    command.add_argument(
+        "folder", metavar="DIR", type=Path, nargs="?", default=results, help=f"the folder that runs wrote to (default {results})"
+    )
+    command.add_argument("--links", type=Path, metavar="DIR", help="the folder that the page will stand in (default the first)")
+    command.set_defaults(command=_claims)
 
     command = commands.add_parser("bench", help="measure the layers beside other libraries': time, memory, compilation")
     command.add_argument("--quick", action="store_true", help="less of everything, for a first look")
@@ -143,36 +150,55 @@ def _description(layer: functions.Layer) -> Iterator[Text]:
         yield Text(f"{paper.first_authors} {paper.year}, {paper.url}", "dim")
 
 
-def _experiment(name: str) -> ModuleType:
+def _experiment(name: str) -> str:
+    if name == "all":
+        return name
     try:
-        return load_experiment(name)
+        load_experiment(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return name
 
 
 def _run(options: argparse.Namespace) -> int:
-    experiment = options.experiment
-    name = experiment.__name__.rpartition(".")[2]
-    parser = _Parser(prog=f"jaxnorm run {name}", description=describe(name))
-    for option in experiment.OPTIONS:
+    from jaxnorm.experiments._options import count
+    from jaxnorm.experiments._run import missing_package, options_of, print_outcome, run_experiment
+    from jaxnorm.experiments._run_all import run_all
+
+    name = options.experiment
+    experiment = None if name == "all" else load_experiment(name)
+    known = () if experiment is None else options_of(experiment)
+    parser = _Parser(prog=f"jaxnorm run {name}", description="Run all experiments." if experiment is None else describe(name))
+    for option in known:
         text = f"{option.help} (default {option.default}, with --quick {option.quick})"
         parser.add_argument(f"--{option.name}", type=option.parse, metavar=option.name.upper(), help=text)
     parser.add_argument("--quick", action="store_true", help="a short run, for a first look")
-    out = Path("results", name)
+    if experiment is None:
+        parser.add_argument("--jobs", type=count, default=2, metavar="JOBS", help="how many run at a time (default 2)")
+    else:
+        parser.add_argument("--control", action="store_true", help="switch the effect off: the verdict must be 'fails here'")
+    out = Path("results") if experiment is None else Path("results", name)
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder to write to (default {out})")
     given = parser.parse_args(options.rest)
-    chosen = {option.name: getattr(given, option.name) for option in experiment.OPTIONS}
-    for option in experiment.OPTIONS:
-        if chosen[option.name] is None:
-            chosen[option.name] = option.quick if given.quick else option.default
-    for package in ("matplotlib", "sklearn"):
-        if importlib.util.find_spec(package) is None:
-            parser.error(f"the experiments need {package}, which is not installed: pip install 'jaxnorm[demo]'")
+    if package := missing_package():
+        parser.error(f"the experiments need {package}, which is not installed: pip install 'jaxnorm[demo]'")
     try:
         folder = make_folder(given.out)
     except ValueError as error:
         parser.error(f"argument --out: {error}")
-    experiment.run(out=folder, **chosen)
+    if experiment is None:
+        run_all(out=folder, quick=given.quick, jobs=given.jobs)
+        return 0
+    chosen = {option.name: value for option in known if (value := getattr(given, option.name)) is not None}
+    print_outcome(experiment, run_experiment(name, experiment, out=folder, quick=given.quick, control=given.control, **chosen))
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from jaxnorm.experiments._claims_page import claims_page
+
+    with _said_in_a_line("claims"):
+        print(claims_page(options.folder, options.links), end="")
     return 0
 
 

@@ -1,13 +1,16 @@
 """Claims of the literature as experiments: each one small file that trains, measures, and writes a table and a picture.
 
-A file of this folder whose name does not begin with `_` is an experiment. Its docstring's first line describes it, `OPTIONS` are
-its options, and `run(*, out, **options)` does the work. `python -m jaxnorm run NAME` runs it. There is no other list of them.
+A file of this folder whose name does not begin with `_` is an experiment. Its docstring's first line describes it, and its
+`EXPERIMENT` says what is claimed, compared and measured, and what decides (see `_experiment.py`). `python -m jaxnorm run NAME`
+runs it. There is no other list of them.
 """
 
 import ast
+import difflib
 import importlib
 from pathlib import Path
-from types import ModuleType
+
+from jaxnorm.experiments._experiment import Experiment
 
 
 def experiment_names() -> tuple[str, ...]:
@@ -21,12 +24,13 @@ def describe(name: str) -> str:
     return (docstring or "").partition("\n")[0]
 
 
-def load_experiment(name: str) -> ModuleType:
-    """Returns an experiment's module.
+def load_experiment(name: str) -> Experiment:
+    """Returns an experiment.
 
     Raises:
       ValueError: if there is no experiment of this name.
     """
     if name not in experiment_names():
-        raise ValueError(f"unknown experiment {name!r}; there is {', '.join(experiment_names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+        nearest = difflib.get_close_matches(name, experiment_names(), 1, 0.0)[0]
+        raise ValueError(f"unknown experiment {name!r}, the nearest is {nearest!r}; there are {', '.join(experiment_names())}")
+    return importlib.import_module(f"{__name__}.{name}").EXPERIMENT

@@ -35,7 +35,8 @@ def mean_and_spread(values: Iterable[float], digits: int) -> str:
 
 def spread(values: Any) -> np.ndarray:
     """Returns the standard deviation over seeds, the first axis; 0 if there is one seed."""
-    return np.std(values, axis=0, ddof=min(1, len(values) - 1))
+    with np.errstate(invalid="ignore"):  # of what is not finite there is none
+        return np.std(values, axis=0, ddof=min(1, len(values) - 1))
 
 
 def make_folder(path: Path) -> Path:
@@ -111,11 +112,6 @@ def print_tables(tables: Iterable[Table]) -> None:
         console.print(rich)
 
 
-def write_markdown(path: Path, heading: str, text: str, tables: Iterable[Table], picture: str) -> None:
-    """Writes a heading, a text, a picture and tables."""
-    path.write_text(markdown_page(heading, (text, f"![{heading}]({picture})"), tables), encoding="utf-8")
-
-
 def markdown_page(heading: str, paragraphs: Iterable[str], tables: Iterable[Table]) -> str:
     """Returns a heading, paragraphs, and tables under headings of their own, in Markdown."""
     parts = [f"# {heading}", *paragraphs]
@@ -124,10 +120,10 @@ def markdown_page(heading: str, paragraphs: Iterable[str], tables: Iterable[Tabl
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_table(table: Table) -> str:
-    """Returns a table, without its title, in Markdown."""
+def markdown_table(table: Table, *, numbers: bool = True) -> str:
+    """Returns a table, without its title, in Markdown; all columns but the first hold numbers, or none."""
     headings = [heading.replace("\n", " ") for heading in table.columns]
-    align = ["---"] + ["---:"] * (len(headings) - 1)
+    align = ["---"] + ["---:" if numbers else "---"] * (len(headings) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, align, *table.rows))
 
 

@@ -9,8 +9,8 @@ from jax import lax
 
 from jaxnorm import RunningStats
 from jaxnorm._moments import moments
-from jaxnorm.experiments._closed_forms import li_dense_ratio, li_ratio, noisy_dense_variance, noisy_variance
-from jaxnorm.experiments._noisy_mlp import Arm, Dense, Params, Seen, Stats, forward, preactivation
+from jaxnorm.diagnostics import li_dense_shift_ratio, li_shift_ratio, noisy_dense_variance, noisy_variance
+from jaxnorm.experiments._mlp import MLP, Dense, Params, Seen, Stats
 
 _DRAWS = 8
 
@@ -49,10 +49,10 @@ class Shift(NamedTuple):
     li: jax.Array
 
 
-def measure_shift(arm: Arm, key: jax.Array, params: Params, stats: Stats, x: jax.Array) -> tuple[Variances, Shift]:
+def measure_shift(model: MLP, key: jax.Array, params: Params, stats: Stats, x: jax.Array) -> tuple[Variances, Shift]:
     """Measures the shift of every batch norm on the training set x, `[B, features]`, with the weights as they are."""
-    _, _, (first, others) = forward(arm, None, params, stats, x, train=False, momentum=1.0)
-    layer = functools.partial(_layer_variances, arm, key)
+    _, _, (first, others) = model.forward(None, params, stats, x, train=False)
+    layer = functools.partial(_layer_variances, model, key)
     at_first = layer(0, params.first.dense, stats.first, first)
     # One after the other, as memory is what all layers' draws at once would take.
     numbers = jnp.arange(1, 1 + len(params.others.dense.bias))
@@ -63,31 +63,31 @@ def measure_shift(arm: Arm, key: jax.Array, params: Params, stats: Stats, x: jax
 
 
 def _layer_variances(
-    arm: Arm, key: jax.Array, number: int | jax.Array, layer: Dense, stats: RunningStats, seen: Seen
+    model: MLP, key: jax.Array, number: int | jax.Array, layer: Dense, stats: RunningStats, seen: Seen
 ) -> Variances:
     def drawn(draw: jax.Array) -> jax.Array:
         own = jax.random.fold_in(key, number * _DRAWS + draw)
-        return moments(preactivation(arm, layer, seen.input, own), (0,)).var
+        return moments(model.preactivation(layer, seen.input, own), (0,)).var
 
     real, noisy = moments(seen.preactivation, (0,)), lax.map(drawn, jnp.arange(_DRAWS))
-    closed_form, li = _closed_forms(arm, layer, seen)
+    closed_form, li = _closed_forms(model, layer, seen)
     correction = len(seen.input) / (len(seen.input) - 1)  # to unbiased variances, as the stored ones are
     return Variances(jnp.mean(stats.var), *(correction * jnp.mean(part) for part in (real.var, noisy, closed_form, li)))
 
 
-def _closed_forms(arm: Arm, layer: Dense, seen: Seen) -> tuple[jax.Array, jax.Array]:
+def _closed_forms(model: MLP, layer: Dense, seen: Seen) -> tuple[jax.Array, jax.Array]:
     """Returns the variance with noise at this layer in closed form, exactly and by Li et al., `[width]` each."""
     after = moments(seen.preactivation, (0,))
-    if arm.noise is None or arm.noise.place == "before classifier":
+    if model.noise is None or model.noise.place not in ("before norm", "before dense"):
         return after.var, after.var
-    if arm.noise.place == "before norm":
-        exact = noisy_variance(after.mean, after.var, arm.noise.variance)
-        return exact, after.var / li_ratio(after.mean, after.var, arm.noise.variance)
+    if model.noise.place == "before norm":
+        exact = noisy_variance(after.mean, after.var, model.noise.variance)
+        return exact, after.var / li_shift_ratio(after.mean, after.var, model.noise.variance)
     before = moments(seen.input, (0,))
     second_moment = jnp.square(before.mean) + before.var
-    exact = noisy_dense_variance(layer.kernel, second_moment, after.var, arm.noise.variance)
+    exact = noisy_dense_variance(layer.kernel, second_moment, after.var, model.noise.variance)
     mean, var = jnp.sqrt(jnp.mean(jnp.square(before.mean))), jnp.mean(before.var)
-    ratio = li_dense_ratio(layer.kernel, mean, var, _mean_correlation(seen.input), arm.noise.variance)
+    ratio = li_dense_shift_ratio(layer.kernel, mean, var, _mean_correlation(seen.input), model.noise.variance)
     return exact, after.var / ratio
 
 

@@ -1,17 +1,7 @@
-"""Dropout that draws at test time spreads where a network has seen no data (Gal and Ghahramani, 2016).
+"""Dropout that draws at test time spreads where a network has seen no data (Gal and Ghahramani, 2016)."""
 
-Networks of two hidden layers are trained with dropout on points of a curve, which leave out a gap and what lies beyond them. Then
-masks are drawn for a grid that is wider than the data: the standard deviation of the outputs is compared with how far the grid's
-points are from data, and with how far the mean is off the curve.
-
-References:
-  Gal, Ghahramani, "Dropout as a Bayesian approximation: representing model uncertainty in deep learning", ICML 2016,
-  https://arxiv.org/abs/1506.02142.
-"""
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +9,25 @@ import numpy as np
 import optax
 
 from jaxnorm import dropout
-from jaxnorm._progress import progress_bar
-from jaxnorm.experiments import _mc_dropout_report as report
-from jaxnorm.experiments._mc_dropout_report import EDGES, Measured
+from jaxnorm.experiments import _picture as picture
+from jaxnorm.experiments._experiment import Axis, Drawing, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._options import Option, count, rate_below_one
-from jaxnorm.experiments._report import make_folder
+from jaxnorm.experiments._training import over_seeds, train
 from jaxnorm.uncertainty import mc_predict
 
-OPTIONS = (
-    Option("rate", rate_below_one, 0.1, 0.1, "probability of dropping"),
-    Option("width", count, 100, 100, "units of a hidden layer"),
-    Option("steps", count, 4000, 1500, "steps of training, each with all points"),
-    Option("samples", count, 500, 200, "masks that are drawn for a prediction"),
-    Option("seeds", count, 5, 2, "number of data sets and initial keys, trained together"),
-)
-
-_POINTS = 200
-_NOISE = 0.1  # standard deviation of the targets
-_REACH = 8.0  # of the grid, to both sides
-_LEARNING_RATE = 3e-3  # at first; it ends at 0
-_WEIGHT_DECAY = 1e-4
-_CHUNKS = 10  # of the training, between which the bar moves
-
 Activation = Callable[[jax.Array], jax.Array]
-ARMS: dict[str, Activation] = {"ReLU": jax.nn.relu, "tanh": jnp.tanh}
+RELU, TANH, GP = "ReLU", "tanh", "exact Gaussian process"
+ARMS: dict[str, Activation | None] = {RELU: jax.nn.relu, TANH: jnp.tanh, GP: None}
+_EDGES = (1.0, 3.0)
+"""Between which distances from 0 there are data."""
+_POINTS, _NOISE = 200, 0.1
+_GRID = np.linspace(-8, 8, 161, dtype=np.float32)
+_LIMITS = {"gap": 0.0, "data": 1.0, "up to 1 beyond": 3.0, "1 to 3 beyond": 4.0, "3 to 5 beyond": 6.0, "": np.inf}
+REGIONS = {
+    name: (low <= away) & (away < high)
+    for away in [np.abs(_GRID)]
+    for (name, low), high in zip(_LIMITS.items(), [*_LIMITS.values()][1:], strict=False)
+}
 
 
 class Dense(NamedTuple):
@@ -55,63 +40,20 @@ class Dense(NamedTuple):
 Params = tuple[Dense, Dense, Dense]
 
 
-def curve(x: jax.Array | np.ndarray) -> jax.Array:
+def curve(x: Any) -> jax.Array:
     """Returns what the targets are of, before their noise."""
     return jnp.sin(1.5 * jnp.asarray(x))
 
 
-def run(
-    *, out: str | Path, rate: float = 0.1, width: int = 100, steps: int = 4000, samples: int = 500, seeds: int = 5
-) -> dict[str, Measured]:
-    """Trains both networks, prints the table, and writes `results.csv`, `results.md` and `mc_dropout.png`.
-
-    Args:
-      out: the folder to write to.
-      rate: probability of dropping, in [0, 1).
-      width: units of a hidden layer.
-      steps: steps of training.
-      samples: masks that are drawn for a prediction.
-      seeds: number of data sets and initial keys.
-
-    Returns:
-      What was measured, by the name of the arm.
-
-    Raises:
-      ValueError: if the folder cannot be written to.
-      WriteError: if a file cannot be written, as on a full disk; the table is printed and the other files written.
-    """
-    folder = make_folder(Path(out))
-    data_keys, init_keys, train_keys, test_keys = (jax.random.split(key, seeds) for key in jax.random.split(jax.random.key(0), 4))
-    data = jax.jit(jax.vmap(_points))(data_keys)
-    params = jax.jit(jax.vmap(lambda key: _init(key, width)))(init_keys)  # the same for both arms
-    grid = jnp.linspace(-_REACH, _REACH, 161)[:, None]
-    optimizer = optax.adamw(optax.cosine_decay_schedule(_LEARNING_RATE, steps), weight_decay=_WEIGHT_DECAY)
-    chunks = np.array_split(np.arange(steps, dtype=np.int32), min(_CHUNKS, steps))
-    measured = {}
-    with progress_bar(total=len(ARMS) * len(chunks), unit="chunk") as bar:
-        for name, activation in ARMS.items():
-            bar.set_description(name)
-            train, predict = _make_training(activation, rate, optimizer), _make_prediction(activation, rate, samples, grid)
-            state = params, jax.vmap(optimizer.init)(params)
-            for chunk in chunks:
-                state, loss = train(train_keys, state, data, jnp.asarray(chunk))
-                bar.set_postfix(loss=f"{float(loss.mean()):.4f}", refresh=False)
-                bar.update()
-            mean, std = predict(test_keys, state[0])
-            measured[name] = Measured(*jax.device_get((grid[:, 0], curve(grid[:, 0]), *data, mean, std)))
-    report.write(folder, measured, {"rate": rate, "width": width, "steps": steps, "samples": samples, "seeds": seeds})
-    return measured
-
-
-def _points(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def points(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns points of the curve, on both sides of the gap, and their targets."""
     x_key, side_key, noise_key = jax.random.split(key, 3)
-    x = jax.random.uniform(x_key, (_POINTS,), minval=EDGES[0], maxval=EDGES[1])
+    x = jax.random.uniform(x_key, (_POINTS,), minval=_EDGES[0], maxval=_EDGES[1])
     x = jnp.where(jax.random.bernoulli(side_key, 0.5, x.shape), x, -x)
     return x, curve(x) + _NOISE * jax.random.normal(noise_key, x.shape)
 
 
-def _init(key: jax.Array, width: int) -> Params:
+def init(key: jax.Array, width: int) -> Params:
     """Returns parameters: weights of variance 2 over the number of inputs, and random biases, so that units bend at many x."""
 
     def dense(key: jax.Array, fan_in: int, fan_out: int) -> Dense:
@@ -123,41 +65,140 @@ def _init(key: jax.Array, width: int) -> Params:
     return dense(first, 1, width), dense(second, width, width), dense(last, width, 1)
 
 
-def _forward(activation: Activation, rate: float, key: jax.Array, params: Params, x: jax.Array, *, one_mask: bool) -> jax.Array:
-    """Returns the outputs for `x[B, 1]`, `[B, 1]`, with noise on both hidden layers, one mask for all x or for each its own."""
+def forward(activation: Activation, rate: float, key: jax.Array, params: Params, x: jax.Array, *, one_mask: bool) -> jax.Array:
+    """Returns the outputs for `x[B]`, with noise on both hidden layers, one mask for all x or for each its own."""
     *hidden, last = params
+    h = x[:, None]
     for layer, own in zip(hidden, jax.random.split(key), strict=True):
-        x = dropout(own, activation(x @ layer.kernel + layer.bias), rate, broadcast_dims=(0,) if one_mask else ())
-    return x @ last.kernel + last.bias
+        h = dropout(own, activation(h @ layer.kernel + layer.bias), rate, broadcast_dims=(0,) if one_mask else ())
+    return (h @ last.kernel + last.bias)[:, 0]
 
 
-def _make_training(activation: Activation, rate: float, optimizer: optax.GradientTransformation) -> Callable:
-    def loss(params: Params, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-        outputs = _forward(activation, rate, key, params, x[:, None], one_mask=False)
-        return jnp.mean((outputs[:, 0] - y) ** 2) / 2
+def gaussian_process(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and deviation on the grid given points: kernel `exp(-(x - x')^2 / 2)`, the points' noise as it is."""
 
-    @jax.jit
-    @jax.vmap
-    def chunk(key, state, data, numbers):
-        def step(state, number):
-            params, of_optimizer = state
-            value, gradients = jax.value_and_grad(loss)(params, jax.random.fold_in(key, number), *data)
-            updates, of_optimizer = optimizer.update(gradients, of_optimizer, params)
-            return (optax.apply_updates(params, updates), of_optimizer), value
+    def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.exp(-((a[:, None] - b) ** 2) / 2)
 
-        return jax.lax.scan(step, state, numbers)
-
-    return lambda keys, state, data, numbers: chunk(keys, state, data, jnp.broadcast_to(numbers, (keys.shape[0], *numbers.shape)))
+    given, across = kernel(x, x) + _NOISE**2 * jnp.eye(len(x)), kernel(x, jnp.asarray(_GRID))
+    solved = jnp.linalg.solve(given, across)
+    return y @ solved, jnp.sqrt(jnp.maximum(1 - jnp.sum(across * solved, 0), 0))
 
 
-def _make_prediction(activation: Activation, rate: float, samples: int, grid: jax.Array) -> Callable:
-    @jax.jit
-    @jax.vmap
-    def predict(key: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
-        def network(key: jax.Array, x: jax.Array) -> jax.Array:
-            return _forward(activation, rate, key, params, x, one_mask=True)[:, 0]
+def measure(
+    activation: Activation | None, keys: jax.Array, options: Options, progress: Callable[[float], None]
+) -> Mapping[str, Any]:
+    """Trains networks, each on points of its own, and draws masks for the grid."""
+    data_keys, init_keys, train_keys, test_keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(keys)
+    data = over_seeds(points)(data_keys)
+    if activation is None:
+        mean, std = over_seeds(gaussian_process)(*data)
+    else:
 
-        y = mc_predict(key, network, grid, samples, batch_size=100)
-        return jnp.mean(y, 0), jnp.std(y, 0)
+        def apply_of(data: tuple[jax.Array, jax.Array]) -> Callable[..., Any]:
+            def apply(key: jax.Array, params: Params, stats: Any, rows: jax.Array, *, train: bool) -> Any:
+                x, y = (part[rows] for part in data)
+                return forward(activation, options.rate, key, params, x, one_mask=False) - y, stats
 
-    return predict
+            return apply
+
+        rows = np.arange(_POINTS)  # instead of points: every network has its own
+        params = over_seeds(lambda key: init(key, options.width))(init_keys)
+        schedule = optax.cosine_decay_schedule(3e-3, options.steps)
+        optimizer = optax.flatten(optax.adamw(schedule, weight_decay=1e-4))
+        state, _ = train(
+            apply_of, lambda _: optimizer, train_keys, (params, jnp.zeros((len(keys), 0))), (rows, rows),
+            steps=options.steps, batch_size=_POINTS, progress=progress, each=data, loss=lambda off, _: off**2 / 2,
+        )  # fmt: skip
+
+        @over_seeds
+        def predict(key: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
+            def network(key: jax.Array, x: jax.Array) -> jax.Array:
+                return forward(activation, options.rate, key, params, x, one_mask=True)
+
+            y = mc_predict(key, network, jnp.asarray(_GRID), options.samples, batch_size=100)
+            return jnp.mean(y, 0), jnp.std(y, 0)
+
+        mean, std = predict(test_keys, state.params)
+    off = jnp.abs(mean - curve(_GRID))
+    found = {name: jnp.mean(std[:, where], 1) for name, where in REGIONS.items()}
+    within = jnp.mean(off <= 2 * std, 1, where=jnp.asarray(REGIONS["data"]))
+    return {**found, "mean": mean, "std": std, "error": jnp.sqrt(jnp.mean(off[:, REGIONS["data"]] ** 2, 1)), "within": within}
+
+
+def _times(arm: str, region: str) -> Callable[[Found], np.ndarray]:
+    return lambda found: found[arm][region] / np.maximum(found[arm]["data"], 1e-6)
+
+
+def _steps(found: Found) -> np.ndarray:
+    beyond = [found[RELU][region] for region in ("data", "up to 1 beyond", "1 to 3 beyond", "3 to 5 beyond")]
+    return np.diff(beyond, axis=0).min(0)
+
+
+def _correlation(found: Found) -> np.ndarray:
+    logs = [np.log(np.maximum(found[arm]["std"], 1e-6)) for arm in (RELU, GP)]
+    centered = [each - each.mean(1, keepdims=True) for each in logs]
+    lengths = [np.linalg.norm(each, axis=1) for each in centered]
+    return np.sum(centered[0] * centered[1], 1) / np.maximum(lengths[0] * lengths[1], 1e-9)  # 0 where nothing varies
+
+
+def draw(axes: Any, found: Found, colors: Mapping[str, str], options: Options) -> None:
+    """Draws the prediction of the first seed of the network of ReLU units, with its band."""
+    mean, std = found[RELU]["mean"][0], found[RELU]["std"][0]
+    for side in (-1, 1):
+        axes.axvspan(*sorted(side * edge for edge in _EDGES), color=picture.GRAY, alpha=0.15, linewidth=0)
+    axes.plot(_GRID, curve(_GRID), "--", color=picture.GRAY, linewidth=1.6, label="curve of the data")
+    axes.plot(_GRID, mean, color=colors[RELU], label="mean of samples")
+    axes.fill_between(_GRID, mean - 2 * std, mean + 2 * std, color=colors[RELU], alpha=0.2, linewidth=0, label="± 2 deviations")
+    axes.set(title="ReLU units, first seed (gray: where data are)", xlabel="x", ylim=(-4, 4))
+    axes.legend(loc="upper center", ncols=2, fontsize=10)
+
+
+_X = Axis("x", lambda _: _GRID)
+EXPERIMENT = Experiment(
+    claim="With dropout on at test time, outputs spread where a network has seen no data",
+    sources=(
+        'Gal, Ghahramani, "Dropout as a Bayesian approximation: representing model uncertainty in deep learning", ICML 2016, '
+        "https://arxiv.org/abs/1506.02142",
+    ),
+    options=(
+        Option("rate", rate_below_one, 0.1, 0.1, "probability of dropping"),
+        Option("width", count, 100, 100, "units of a hidden layer"),
+        Option("steps", count, 4000, 1500, "steps of training, each with all points"),
+        Option("samples", count, 500, 200, "masks that are drawn for a prediction"),
+    ),
+    arms=lambda _: ARMS,
+    measure=measure,
+    quantities=(
+        *(Quantity(name, f"deviation, {name}", 3) for name in REGIONS),
+        Quantity("error", "error of the mean, data", 3),
+        Quantity("within", "curve in 2 deviations, data, %", 0, 100),
+        Quantity("mean", "mean of samples", 2, axis=_X),
+        Quantity("std", "deviation of samples", 3, axis=_X),
+    ),
+    parts=(
+        Part("4.12", "deviation 3 to 5 beyond the data over that on them, ReLU", _times(RELU, "3 to 5 beyond"), at_least(3), 1),
+        Part("4.12", "smallest step of ReLU's deviation, further and further beyond the data", _steps, at_least(0)),
+        Part("4.12", "deviation in the gap over that on the data, ReLU", _times(RELU, "gap"), at_least(1)),
+        Part("4.12", "deviation 3 to 5 beyond the data over that on them, tanh", _times(TANH, "3 to 5 beyond"), at_least(1), 1),
+        Part(
+            "4.12",
+            "deviation 3 to 5 beyond the data, tanh over ReLU",
+            lambda found: found[TANH]["3 to 5 beyond"] / np.maximum(found[RELU]["3 to 5 beyond"], 1e-6),
+            at_most(1),
+        ),
+        Part("4.12", "correlation of log deviations over x, ReLU and Gaussian process", _correlation, at_least(0.5)),
+    ),
+    panels=(Drawing(draw), Lines("std")),
+    protocol=(
+        "200 points of sin(1.5 x) with noise of deviation 0.1, at distances of 1 to 3 from 0; networks of two hidden layers, "
+        "each with dropout behind, with AdamW; masks are drawn anew for a grid of x, each mask for all of it. Beside them the "
+        "exact posterior of a Gaussian process of kernel exp(-(x - x')^2 / 2). The error is that of the mean, without the noise "
+        "of targets."
+    ),
+    note=(
+        "How the deviation grows is the activation's doing: with tanh units, which saturate, it stays nearly what it is on the "
+        "data. In a gap between data it grows less than beyond them: compare deviations, and do not take them for probabilities."
+    ),
+    control={"rate": 0.0},
+)

@@ -1,188 +1,306 @@
-"""Running statistics that do not fit the weights cost accuracy, and estimating them anew gives it back (Wu and Johnson, 2021).
+"""Running statistics that do not fit the weights cost accuracy, and estimating them anew gives it back (Wu and Johnson, 2021)."""
 
-First, networks of eight hidden layers with batch norm are trained on scikit-learn's digits without noise, and then, with the
-weights as they are, their statistics are taken with dropout on, as a network stores them that is trained with it: before each
-batch norm, or before each dense layer. Compared is what helps: the correction in closed form, which needs no data; one pass in
-which layers still normalize by the old statistics, which does not help; and estimating anew, by batches and layer by layer.
-
-Second, networks are trained for 160 steps with averages of several momenta, which are then as stale, or as full of what they
-began with, as the momentum is near 1.
-
-References:
-  Wu, Johnson, "Rethinking 'batch' in BatchNorm", 2021, https://arxiv.org/abs/2105.07576.
-  Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
-  https://arxiv.org/abs/1801.05134.
-"""
-
-import itertools
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jaxnorm import RunningStats, dropout, reference_moments
-from jaxnorm._progress import progress_bar
-from jaxnorm.experiments import _precise_statistics_report as report
-from jaxnorm.experiments._closed_forms import dropout_noise
-from jaxnorm.experiments._digits import NUM_CLASSES, load_digits
-from jaxnorm.experiments._networks import init_networks, make_epoch
-from jaxnorm.experiments._noisy_mlp import Arm, Noise, Params, Place, Stats, forward, init_mlp
-from jaxnorm.experiments._options import Option, count
-from jaxnorm.experiments._precise_statistics_report import Measured
-from jaxnorm.experiments._report import make_folder
-from jaxnorm.statistics import correct_variance_shift, debias_stats, precise_stats
-from jaxnorm.training import TrainState, make_eval_step
-from jaxnorm.training.data import Batch
-
-OPTIONS = (
-    Option("depth", count, 8, 8, "number of hidden layers"),
-    Option("width", count, 100, 64, "units of a hidden layer"),
-    Option("epochs", count, 75, 20, "passes over the 1,297 training images, of 20 steps each, before the statistics are spoilt"),
-    Option("seeds", count, 5, 2, "number of initial keys, trained together"),
+from jaxnorm import RunningStats, batch_norm, dropout, init_batch_norm, reference_moments
+from jaxnorm.experiments._digits import load_digits
+from jaxnorm.experiments._experiment import (
+    Axis,
+    Bound,
+    Experiment,
+    Found,
+    Lines,
+    Options,
+    Part,
+    Quantity,
+    at_least,
+    at_most,
+    measure_together,
+    together,
 )
+from jaxnorm.experiments._mlp import MLP, Noise, Params, Place, Stats, batch_norms
+from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._training import accuracy, adam, grid, over_seeds, train, ungrid
+from jaxnorm.statistics import correct_variance_shift, cumulative_momentum, debias_stats, precise_stats
+from jaxnorm.training import TrainState, cross_entropy
 
-RATES = (0.3, 0.5, 0.7)
 PLACES: dict[str, Place] = {"before batch norm": "before norm", "before the dense layer": "before dense"}
 MOMENTA = (0.9, 0.99, 0.999)
-
-_BATCH_SIZE = 64
-_LEARNING_RATE = 4e-3  # at first; it ends at 0
-_MOMENTUM = 0.95
-_SHORT = 8  # epochs of the second part: 160 steps
-_CLEAN = Arm("batch norm", True)
-
-
-def run(*, out: str | Path, depth: int = 8, width: int = 100, epochs: int = 75, seeds: int = 5) -> dict[str, Measured]:
-    """Trains all networks, prints the tables, and writes `results.csv`, `results.md` and `precise_statistics.png`.
-
-    Args:
-      out: the folder to write to.
-      depth: number of hidden layers.
-      width: units of a hidden layer.
-      epochs: passes over the training set.
-      seeds: number of initial keys.
-
-    Returns:
-      What was measured, by the name of the row and the statistics.
-
-    Raises:
-      ValueError: if the folder cannot be written to.
-      WriteError: if a file cannot be written, as on a full disk; the tables are printed and the other files written.
-    """
-    folder = make_folder(Path(out))
-    train, test = load_digits()
-
-    @jax.jit
-    @jax.vmap
-    def start(seed: jax.Array) -> tuple[jax.Array, jax.Array, Params, Stats]:
-        init_key, train_key, noise_key = jax.random.split(jax.random.key(seed), 3)
-        initial = init_mlp(init_key, features=train[0].shape[1], width=width, depth=depth, classes=NUM_CLASSES)
-        return train_key, noise_key, *initial
-
-    train_keys, noise_keys, params, stats = start(jnp.arange(seeds))
-    measured: dict[str, Measured] = {}
-    with progress_bar(total=epochs + len(MOMENTA) * _SHORT, unit="epoch") as bar:
-
-        def trained(momentum: float, epochs: int) -> TrainState:
-            steps = epochs * (len(train[0]) // _BATCH_SIZE)
-            optimizer = optax.flatten(optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps)))
-            networks = init_networks(train_keys, params, stats, optimizer)
-            run_epoch = make_epoch(_apply(momentum), optimizer, train, batch_size=_BATCH_SIZE)
-            for number in range(epochs):
-                networks, _ = run_epoch(networks, number)
-                bar.update()
-            return networks
-
-        networks = trained(_MOMENTUM, epochs)
-        for number, (place, rate) in enumerate(itertools.product(PLACES, RATES)):
-            keys = jax.vmap(jax.random.fold_in, (0, None))(noise_keys, number)
-            measured |= _measured(f"{place}, rate {rate}", _remedies(place, rate, train, test), keys, networks)
-        for momentum in MOMENTA:
-            networks = trained(momentum, _SHORT)
-            steps = _SHORT * (len(train[0]) // _BATCH_SIZE)
-            measured |= _measured(f"momentum {momentum}", _after_training(momentum, steps, train, test), train_keys, networks)
-    report.write(folder, measured, {"depth": depth, "width": width, "epochs": epochs, "seeds": seeds})
-    return measured
+_CLEAN, _STORED, _CORRECTED, _DEBIASED, _STALE, _BATCHES, _LAYERS = ARMS = (
+    "as trained", "as stored", "corrected in closed form", "without their beginning", "one pass, still by the old",
+    "anew, by batches", "anew, layer by layer",
+)  # fmt: skip
+_CASES = {
+    _STORED: (*PLACES, "few"),
+    _CORRECTED: ("before batch norm",),
+    _DEBIASED: ("few",),
+    _STALE: tuple(PLACES),
+    _BATCHES: (*PLACES, "few"),
+    _LAYERS: (*PLACES, "few"),
+}
+"""What is measured with each kind of statistics: spoilt ones by the dropout's place, and those after few steps."""
+RECORDS = 10
+_MOMENTUM, _SHORT = 0.95, 8 * 20
 
 
-Assess = Callable[[jax.Array, TrainState], dict[str, Measured]]
+def _rates(options: Options) -> np.ndarray:
+    return options.rate * np.array([3, 5, 7]) / 7
 
 
-def _measured(name: str, assess: Assess, keys: jax.Array, networks: TrainState) -> dict[str, Measured]:
-    found = jax.device_get(jax.jit(lambda *given: jax.lax.map(lambda one: assess(*one), given))(keys, networks))
-    return {f"{name}: {statistics}": value for statistics, value in found.items()}
-
-
-def _apply(momentum: float) -> Callable[..., Any]:
-    def apply(key: jax.Array, params: Params, stats: Stats, x: jax.Array, *, train: bool) -> tuple[jax.Array, Stats]:
-        logits, new, _ = forward(_CLEAN, None, params, stats, x, train=train, momentum=momentum)
-        return logits, new
-
-    return apply
-
-
-def _update(arm: Arm, params: Params, *, by_stats: bool) -> Callable[[Stats, dict[str, jax.Array]], Any]:
-    """Returns an update, with noise where a batch has a key, which normalizes by the batch, or by the statistics it is given."""
+def _update(
+    params: Params, noise: Noise | None = None, key: jax.Array | None = None, *, by_stats: bool = False
+) -> Callable[[Stats, Any], Any]:
+    """Returns an update, with noise where there is a key, which normalizes by the batch, or by the statistics it is given."""
+    first = params.first.dense.kernel
+    model = MLP(batch_norms(momentum=0.0), noise, depth=1 + len(params.others.dense.bias), width=first.shape[1])
 
     def update(stats: Stats, batch: dict[str, jax.Array]) -> Any:
-        _, _, seen = forward(arm, batch.get("key"), params, stats, batch["x"], train=not by_stats, momentum=0.0)
+        own = None if key is None else jax.random.fold_in(key, batch["number"])
+        _, _, seen = model.forward(own, params, stats, batch["x"], train=not by_stats)
         first, others = (part.preactivation for part in seen)
         return {"first": reference_moments(first), "others": jax.vmap(reference_moments)(others)}
 
     return update
 
 
-def _batches(train: Batch, size: int = _BATCH_SIZE) -> dict[str, jax.Array]:
-    x = np.random.default_rng(0).permutation(train[0])
-    return {"x": jnp.asarray(x[: len(x) // size * size].reshape(-1, size, x.shape[1]))}
+def measure(keys: jax.Array, options: Options, progress: Callable[[float], None]) -> dict[str, dict[str, Any]]:
+    """Trains, spoils and restores, and returns what is measured by arm."""
+    (x, y), (test_x, labels) = load_digits()
+    perceptron = partial(MLP, depth=options.depth, width=options.width)
+    model = perceptron(batch_norms(_MOMENTUM))
+    init_keys, train_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    initial = over_seeds(model.init)(init_keys)
+    mixed = np.random.default_rng(0).permutation(x)
+    batches = {"x": jnp.asarray(mixed[: len(x) // 64 * 64].reshape(-1, 64, x.shape[1]))}
+
+    def assess(params: Params, *kinds: Stats) -> tuple[jax.Array, jax.Array]:
+        """Accuracy and NLL with each kind of statistics."""
+
+        def one(stats: Stats) -> tuple[jax.Array, jax.Array]:
+            logits, _, _ = model.forward(None, params, stats, jnp.asarray(test_x), train=False)
+            return accuracy(logits, labels), cross_entropy(logits, jnp.asarray(labels)).mean()
+
+        return jax.vmap(one)(jax.tree.map(lambda *parts: jnp.stack(parts), *kinds))
+
+    def record(state: TrainState) -> dict[str, jax.Array]:
+        anew = precise_stats(_update(state.params), state.stats, batches)
+        return {"both": assess(state.params, state.stats, anew)[0], "ratio": jnp.mean(state.stats.others.var / anew.others.var)}
+
+    steps = options.epochs * (len(x) // 64)
+    state, history = train(
+        model.apply, adam(4e-3, steps), train_keys, initial, (x, y), steps=steps, batch_size=64, progress=progress, share=0.6,
+        record=record, every=max(1, steps // RECORDS),
+    )  # fmt: skip
+    few_keys, momenta = grid(jax.random.clone(train_keys), MOMENTA)
+    few, _ = train(
+        lambda momentum: perceptron(batch_norms(momentum)).apply, lambda _: adam(4e-3, _SHORT), few_keys,
+        _repeated(initial, len(MOMENTA)), (x, y), steps=_SHORT, batch_size=64, each=momenta, progress=progress, share=0.2,
+    )  # fmt: skip
+
+    @jax.jit
+    def restored(params: Params, stored: Stats, rates: jax.Array, momenta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(given: Any) -> tuple[jax.Array, jax.Array]:
+            params, stored, rate, momentum = given
+            stale = _update(params, by_stats=True)(stored, {"x": jnp.asarray(x)})
+            return assess(
+                params,
+                stored,
+                correct_variance_shift(stored, rate),
+                debias_stats(stored, momentum, _SHORT),
+                Stats(**{name: RunningStats(part.mean, part.var) for name, part in stale.items()}),
+                precise_stats(_update(params), stored, batches),
+                precise_stats(_update(params, by_stats=True), stored, batches, layer_by_layer=True),
+            )
+
+        return ungrid(jax.lax.map(one, (params, stored, rates, momenta)), 3)
+
+    noisy_keys, rates = grid(noise_keys, _rates(options))
+    params, stats = _repeated((state.params, state.stats), 3)
+    of_case = {"few": restored(few.params, few.stats, jnp.zeros_like(momenta), momenta)}
+    for place, where in PLACES.items():
+
+        @over_seeds
+        def spoilt(key: jax.Array, params: Params, stats: Stats, rate: jax.Array, where: Place = where) -> Stats:
+            noise = Noise(lambda key, x: dropout(key, x, rate), np.nan, where)
+            return precise_stats(_update(params, noise, key), stats, {**batches, "number": jnp.arange(len(batches["x"]))})
+
+        of_case[place] = restored(
+            params, spoilt(jax.random.clone(noisy_keys), params, stats, rates), rates, jnp.full_like(rates, _MOMENTUM)
+        )
+        progress(0.1)
+    first = next(iter(PLACES))
+    clean = jnp.broadcast_to(history["both"][:, -1, :1], (len(keys), 3))
+    found: dict[str, dict[str, Any]] = {_CLEAN: dict.fromkeys(PLACES, clean)}
+    for number, (arm, cases) in enumerate(_CASES.items()):
+        found[arm] = {case: of_case[case][0][..., number] for case in cases}
+        if first in cases:
+            found[arm]["nll"] = of_case[first][1][..., number]
+    alone = over_seeds(lambda state: _alone(model, state, jnp.asarray(test_x)))(state)
+    error = over_seeds(lambda params: _error(jnp.asarray(x) @ params.first.dense.kernel))(state.params)
+    found[_STORED] |= {"tracking": history["both"][..., 0], "alone": alone, "error": error, "ratio": history["ratio"][:, -1]}
+    found[_BATCHES] |= {"tracking": history["both"][..., 1]}
+    return found
 
 
-def _evaluation(test: Batch) -> Callable[[TrainState, Stats], Measured]:
-    evaluate = make_eval_step(_apply(_MOMENTUM))
-
-    def evaluated(state: TrainState, stats: Stats) -> Measured:
-        metrics = evaluate(state._replace(stats=stats), test)
-        return Measured(metrics["accuracy"], metrics["loss"])
-
-    return evaluated
+def _repeated(tree: Any, times: int) -> Any:
+    return jax.tree.map(lambda a: jnp.repeat(a, times, 0), tree)
 
 
-def _remedies(place: str, rate: float, train: Batch, test: Batch) -> Assess:
-    arm = Arm("noise", True, Noise(lambda key, x: dropout(key, x, rate), dropout_noise(rate), PLACES[place]))
-    evaluated, batches = _evaluation(test), _batches(train)
+def _alone(model: MLP, state: TrainState, x: jax.Array) -> jax.Array:
+    """How far the logits of examples by themselves are from those of the same examples in a batch."""
 
-    def assess(key: jax.Array, state: TrainState) -> dict[str, Measured]:
-        noisy = {**batches, "key": jax.random.split(key, len(batches["x"]))}
-        spoilt = precise_stats(_update(arm, state.params, by_stats=False), state.stats, noisy)
-        by_batch, by_stats = (_update(_CLEAN, state.params, by_stats=given) for given in (False, True))
-        stale = by_stats(spoilt, jax.tree.map(lambda part: part[0], _batches(train, len(train[0]))))
-        found = {"as trained": state.stats, "spoilt": spoilt}
-        if PLACES[place] == "before norm":
-            found["corrected"] = correct_variance_shift(spoilt, rate)
-        found["stale pass"] = Stats(**{name: RunningStats(part.mean, part.var) for name, part in stale.items()})
-        found["by batches"] = precise_stats(by_batch, spoilt, batches)
-        found["layer by layer"] = precise_stats(by_stats, spoilt, batches, layer_by_layer=True)
-        return {name: evaluated(state, stats) for name, stats in found.items()}
+    def logits(x: jax.Array) -> jax.Array:
+        return model.forward(None, state.params, state.stats, x, train=False)[0]
 
-    return assess
+    return jnp.max(jnp.abs(jax.lax.map(lambda one: logits(one[None])[0], x) - logits(x)))
 
 
-def _after_training(momentum: float, steps: int, train: Batch, test: Batch) -> Assess:
-    evaluated, batches = _evaluation(test), _batches(train)
+def _error(h: jax.Array) -> jax.Array:
+    """How far averages of batch norm are from their closed forms: of one batch again and again, and cumulative, of many."""
+    params, start = init_batch_norm(h.shape[1])
 
-    def assess(_: jax.Array, state: TrainState) -> dict[str, Measured]:
-        found = {
-            "as trained": state.stats,
-            "debiased": debias_stats(state.stats, momentum, steps),
-            "by batches": precise_stats(_update(_CLEAN, state.params, by_stats=False), state.stats, batches),
-            "layer by layer": precise_stats(
-                _update(_CLEAN, state.params, by_stats=True), state.stats, batches, layer_by_layer=True
-            ),
-        }
-        return {name: evaluated(state, stats) for name, stats in found.items()}
+    def average(momentum: Callable[[jax.Array], Any], batches: jax.Array) -> jax.Array:
+        def step(stats: RunningStats, given: Any) -> tuple[RunningStats, None]:
+            number, h = given
+            return batch_norm(params, stats, h, train=True, momentum=momentum(number))[1], None
 
-    return assess
+        return jnp.stack(jax.lax.scan(step, start, (jnp.arange(len(batches)), batches))[0])
+
+    batches = h[: len(h) // 64 * 64].reshape(-1, 64, h.shape[1])
+    of_batches, left = jnp.stack([batches.mean(1), batches.var(1)]), _MOMENTUM ** len(batches)
+    again = average(lambda _: _MOMENTUM, jnp.broadcast_to(batches[0], batches.shape))
+    closed = left * jnp.stack(start) + (1 - left) * of_batches[:, 0]
+    cumulative = average(cumulative_momentum, batches)
+    return jnp.maximum(*(jnp.max(jnp.abs(a - b)) for a, b in ((again, closed), (cumulative, of_batches.mean(1)))))
+
+
+def _points(arm: str, than: str, case: str, place: int = -1) -> Callable[[Found], np.ndarray]:
+    return lambda found: 100 * (found[arm][case][:, place] - found[than][case][:, place])
+
+
+def _off(found: Found) -> np.ndarray:
+    return 100 * np.max(
+        [np.abs(found[arm][place] - found[_CLEAN][place]).max(1) for arm in (_BATCHES, _LAYERS) for place in PLACES], axis=0
+    )
+
+
+def _steps(found: Found) -> np.ndarray:
+    return -100 * np.max([np.diff(found[_STORED][place]).max(1) for place in PLACES], axis=0)
+
+
+_RATES = Axis("rate of dropout", _rates)
+_BEFORE, _DENSE = PLACES
+EXPERIMENT = Experiment(
+    claim="Statistics that do not fit the weights cost accuracy; estimated anew they give it back",
+    sources=(
+        "Wu, Johnson, \"Rethinking 'batch' in BatchNorm\", 2021, https://arxiv.org/abs/2105.07576",
+        'Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR '
+        "2019, https://arxiv.org/abs/1801.05134",
+        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
+        "2015, https://arxiv.org/abs/1502.03167",
+    ),
+    options=(
+        Option("rate", rate_below_one, 0.7, 0.7, "largest rate of the dropout that spoils statistics; also 3/7 and 5/7 of it"),
+        Option("depth", count, 8, 8, "number of hidden layers"),
+        Option("width", count, 100, 64, "units of a hidden layer"),
+        Option("epochs", count, 75, 20, "passes over the 1,297 training images, of 20 steps each, before statistics are spoilt"),
+    ),
+    arms=together(ARMS, measure),
+    measure=measure_together,
+    quantities=(
+        Quantity(_BEFORE, "dropout before batch norm: test accuracy, %", 1, 100, axis=_RATES),
+        Quantity(_DENSE, "dropout before the dense layer: test accuracy, %", 1, 100, axis=_RATES),
+        Quantity("nll", "dropout before batch norm: test NLL", 2, axis=_RATES, log=True),
+        Quantity(
+            "few", "after 160 steps: test accuracy, %", 1, 100, axis=Axis("1 - momentum", lambda _: 1 - np.array(MOMENTA), True)
+        ),
+        Quantity(
+            "tracking",
+            "while training: test accuracy, %",
+            1,
+            100,
+            axis=Axis("tenth of training", lambda _: np.arange(1, RECORDS + 1)),
+        ),
+        Quantity("ratio", "averaged over whole-set variance", 3),
+        Quantity("error", "error of closed forms, millionths", 2, 1e6),
+        Quantity("alone", "logits alone - in a batch, millionths", 1, 1e6),
+    ),
+    parts=(
+        Part(
+            "1.13b",
+            "test accuracy that estimating anew gives back at the largest rate, points",
+            _points(_BATCHES, _STORED, _BEFORE),
+            at_least(20),
+            1,
+        ),
+        Part("1.13b", "largest distance of any estimated anew from as trained, points", _off, at_most(1)),
+        Part("1.13b 1.11", "smallest loss of stored statistics from one rate to the next, points", _steps, at_least(0.5), 1),
+        Part(
+            "1.13b",
+            "test accuracy that the closed form gives back at the largest rate, points",
+            _points(_CORRECTED, _STORED, _BEFORE),
+            at_least(30),
+            1,
+        ),
+        Part(
+            "1.13b",
+            "test accuracy after one pass by the old, less that as trained, points",
+            _points(_STALE, _CLEAN, _BEFORE),
+            at_most(-10),
+            1,
+        ),
+        Part(
+            "0.5",
+            "test accuracy lost by averages while training, mean, points",
+            lambda found: 100 * (found[_BATCHES]["tracking"] - found[_STORED]["tracking"]).mean(1),
+            at_most(1),
+        ),
+        Part(
+            "0.5 1.2",
+            "test accuracy lost by averages of momentum 0.999 after 160 steps, points",
+            _points(_BATCHES, _STORED, "few"),
+            at_least(5),
+            1,
+        ),
+        Part(
+            "0.5",
+            "test accuracy that averages give back without their beginning, points",
+            _points(_DEBIASED, _STORED, "few"),
+            at_least(5),
+            1,
+        ),
+        Part(
+            "0.5",
+            "largest error of averages beside their closed forms, millionths",
+            lambda found: 1e6 * found[_STORED]["error"],
+            at_most(100),
+        ),
+        Part("1.2", "averaged over whole-set variance, at the end", lambda found: found[_STORED]["ratio"], Bound(0.95, 1.05), 3),
+        Part(
+            "1.2",
+            "logits of an example alone less those in a batch, largest, millionths",
+            lambda found: 1e6 * found[_STORED]["alone"],
+            at_most(100),
+        ),
+    ),
+    panels=(Lines(_BEFORE), Lines(_DENSE), Lines("few")),
+    protocol=(
+        "Perceptrons of scikit-learn's digits, 1,297 to train and 500 to test, trained without noise with Adam in batches of 64. "
+        "Then, with the weights as they are, the statistics of all layers are taken with dropout on, as a network stores them "
+        "that is trained with it. They are corrected in closed form, each layer by itself; taken in one pass without noise in "
+        "which layers still normalize by the old ones; and estimated anew without noise, by batches and layer by layer. Last, "
+        "networks are trained for 160 steps with averages of several momenta."
+    ),
+    note=(
+        "Estimate statistics anew whenever they were taken with noise, with other weights, or over too few steps. In one pass by "
+        "the old statistics each layer is estimated on inputs that it never meets again, which at small rates is worse than "
+        "nothing."
+    ),
+    control={"rate": 0.0},
+)

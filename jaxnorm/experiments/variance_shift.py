@@ -1,143 +1,182 @@
-"""Dropout before batch norm shifts the variances that it meets in inference, and what helps (Li et al., 2019).
+"""Dropout before batch norm shifts the variances that it meets in inference, and what helps (Li et al., 2019)."""
 
-Networks of one shape are trained on scikit-learn's digits, without batch norm and with it, with noise at different places. Then,
-with the weights as they are and without noise, the variance of what enters each batch norm is compared with the variance that
-it stored in training, and with the closed form; and the statistics are estimated anew.
-
-References:
-  Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR 2019,
-  https://arxiv.org/abs/1801.05134.
-"""
-
-import functools
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from jaxnorm import dropout, uniform_dropout
-from jaxnorm._progress import progress_bar
-from jaxnorm.experiments import _variance_shift_report as report
-from jaxnorm.experiments._assessment import Assessment, NormAssessment
-from jaxnorm.experiments._closed_forms import dropout_noise, uniform_noise
-from jaxnorm.experiments._digits import NUM_CLASSES, load_digits
-from jaxnorm.experiments._networks import init_networks, make_epoch
-from jaxnorm.experiments._noisy_mlp import Arm, Noise, Params, Place, Stats, forward, init_mlp
+from jaxnorm.diagnostics import dropout_noise_variance, uniform_noise_variance
+from jaxnorm.experiments._digits import load_digits
+from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
+from jaxnorm.experiments._mlp import MLP, NO_NORM, Noise, Params, Place, Stats, batch_norms
 from jaxnorm.experiments._options import Option, count, rate_below_one
-from jaxnorm.experiments._report import make_folder
-from jaxnorm.experiments._shift import measure_shift
+from jaxnorm.experiments._shift import Shift, measure_shift
+from jaxnorm.experiments._training import accuracy, adam, train
 from jaxnorm.statistics import precise_stats
-from jaxnorm.training import TrainState, make_eval_step
+from jaxnorm.training import cross_entropy
 from jaxnorm.training.data import Batch
 
-OPTIONS = (
-    Option("rate", rate_below_one, 0.5, 0.5, "probability of dropping"),
-    Option("depth", count, 8, 6, "number of hidden layers"),
-    Option("width", count, 100, 100, "units of a hidden layer"),
-    Option("epochs", count, 75, 30, "passes over the 1,297 training images, of 20 steps each"),
-    Option("seeds", count, 5, 2, "number of initial keys, trained together"),
-)
-
 _BETA = 0.5
-_BATCH_SIZE = 64
-_LEARNING_RATE = 4e-3  # at first; it ends at 0
-# Averages about the last 20 batches, an epoch, in which the learning rate is next to 0: what was stored then differs from what is
-# real for the noise, and not for being that of older weights.
-_MOMENTUM = 0.95
+_NORM, _FRESH = batch_norms(), batch_norms(momentum=0.0)
+_SHIFTING = "before norm", "before dense"
+_NONE, _BEFORE, _LAYER, _UOUT, _LAST = (
+    "batch norm", "dropout before batch norm", "dropout, layer, batch norm", f"Uout (beta {_BETA}) before batch norm",
+    "dropout after the last batch norm",
+)  # fmt: skip
 
 
-def arms(rate: float) -> tuple[Arm, ...]:
-    """Returns the arms."""
+def arms(options: Options) -> Mapping[str, MLP]:
+    """Returns the networks."""
+    model = partial(MLP, depth=options.depth, width=options.width)
 
     def dropped(place: Place) -> Noise:
-        return Noise(lambda key, x: dropout(key, x, rate), dropout_noise(rate), place)
+        return Noise(lambda key, x: dropout(key, x, options.rate), dropout_noise_variance(options.rate), place)
 
-    uout = Noise(lambda key, x: uniform_dropout(key, x, _BETA), uniform_noise(_BETA), "before norm")
-    return (
-        Arm("no norm", False),
-        Arm("batch norm", True),
-        Arm("dropout", False, dropped("before norm")),
-        Arm("dropout before batch norm", True, dropped("before norm")),
-        Arm("dropout, layer, batch norm", True, dropped("before dense")),
-        Arm(f"Uout (beta {_BETA}) before batch norm", True, uout),
-        Arm("dropout after the last batch norm", True, dropped("before classifier")),
-    )
-
-
-def run(
-    *, out: str | Path, rate: float = 0.5, depth: int = 8, width: int = 100, epochs: int = 75, seeds: int = 5
-) -> dict[str, Assessment]:
-    """Trains all arms, prints the tables, and writes `results.csv`, `layers.csv`, `results.md` and `variance_shift.png`.
-
-    Args:
-      out: the folder to write to.
-      rate: probability of dropping, in [0, 1).
-      depth: number of hidden layers.
-      width: units of a hidden layer.
-      epochs: passes over the training set.
-      seeds: number of initial keys.
-
-    Returns:
-      What was measured, by the name of the arm.
-
-    Raises:
-      ValueError: if the folder cannot be written to.
-      WriteError: if a file cannot be written, as on a full disk; the tables are printed and the other files written.
-    """
-    folder = make_folder(Path(out))
-    train, test = load_digits()
-
-    @jax.jit
-    @jax.vmap
-    def start(seed: jax.Array) -> tuple[jax.Array, jax.Array, Params, Stats]:
-        init_key, train_key, measure_key = jax.random.split(jax.random.key(seed), 3)
-        initial = init_mlp(init_key, features=train[0].shape[1], width=width, depth=depth, classes=NUM_CLASSES)
-        return train_key, measure_key, *initial
-
-    train_keys, measure_keys, params, stats = start(jnp.arange(seeds))  # the same for all arms
-    steps = epochs * (len(train[0]) // _BATCH_SIZE)
-    # Flattened, as one array for Adam compiles faster than twelve.
-    optimizer = optax.flatten(optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, steps)))
-    measured = {}
-    with progress_bar(total=len(arms(rate)) * epochs, unit="epoch") as bar:
-        for arm in arms(rate):
-            bar.set_description(arm.name)
-            apply, networks = functools.partial(_apply, arm), init_networks(train_keys, params, stats, optimizer)
-            run_epoch = make_epoch(apply, optimizer, train, batch_size=_BATCH_SIZE)
-            for number in range(epochs):
-                networks, loss = run_epoch(networks, number)
-                bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
-                bar.update()
-            measured[arm.name] = jax.device_get(_assess(arm, measure_keys, networks, train, test))
-    settings = {"rate": rate, "depth": depth, "width": width, "epochs": epochs, "seeds": seeds}
-    report.write(folder, measured, settings)
-    return measured
+    uout = Noise(lambda key, x: uniform_dropout(key, x, _BETA), uniform_noise_variance(_BETA), "before norm")
+    return {
+        "no norm": model(NO_NORM),
+        _NONE: model(_NORM),
+        "dropout": model(NO_NORM, dropped("before norm")),
+        _BEFORE: model(_NORM, dropped("before norm")),
+        _LAYER: model(_NORM, dropped("before dense")),
+        _UOUT: model(_NORM, uout),
+        _LAST: model(_NORM, dropped("before classifier")),
+    }
 
 
-def _apply(arm: Arm, key: jax.Array, params: Params, stats: Stats, x: jax.Array, *, train: bool) -> tuple[jax.Array, Stats]:
-    """The network as `jaxnorm.training` takes it: with noise in training, without in inference."""
-    logits, stats, _ = forward(arm, key if train else None, params, stats, x, train=train, momentum=_MOMENTUM)
-    return logits, stats
+def measure(model: MLP, keys: jax.Array, options: Options, progress: Callable[[float], None]) -> Mapping[str, Any]:
+    """Trains an arm, and measures accuracies and shifts with the weights as they are."""
+    data, test = load_digits()
+    init_keys, train_keys, measure_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    steps, quiet = options.epochs * (len(data[0]) // 64), replace(model, noise=None)
+    initial = _init(quiet, init_keys)
+    state, _ = train(model.apply, adam(4e-3, steps), train_keys, initial, data, steps=steps, batch_size=64, progress=progress)
+    found = _assess(quiet, state.params, state.stats, data, test)
+    if model.norm is NO_NORM:
+        return found
+    x, noisy = jnp.asarray(data[0]), model if model.noise and model.noise.place in _SHIFTING else quiet
+    shift = _shift(noisy, measure_keys, state.params, state.stats, x)
+    found |= {"shift": shift.compounded, "alone": shift.alone, "closed form": shift.closed_form, "li": shift.li}
+    return found | {"largest shift": shift.compounded.max(-1)}
 
 
-def _assess(arm: Arm, keys: jax.Array, networks: TrainState, train: Batch, test: Batch) -> Assessment:
-    evaluate = make_eval_step(functools.partial(_apply, arm))
+# These are compiled once for all arms that have the same network when there is no noise.
 
-    def reestimated(state: TrainState) -> TrainState:
+
+@partial(jax.jit, static_argnums=0)
+def _init(model: MLP, keys: jax.Array) -> tuple[Params, Stats]:
+    return jax.vmap(model.init)(keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def _assess(model: MLP, params: Params, stats: Stats, data: Batch, test: Batch) -> dict[str, jax.Array]:
+    def assess(params: Params, stats: Stats) -> dict[str, jax.Array]:
+        def logits(stats: Stats, x: Any) -> jax.Array:
+            return model.forward(None, params, stats, x, train=False)[0]
+
         def update(stats: Stats, x: jax.Array) -> Stats:
-            return forward(arm, None, state.params, stats, x, train=True, momentum=0.0)[1]
+            return replace(model, norm=_FRESH).forward(None, params, stats, x, train=True)[1]
 
-        return state._replace(stats=precise_stats(update, state.stats, jnp.asarray(train[0])[None]))
+        on_train, on_test = jnp.split(logits(stats, jnp.concatenate([data[0], test[0]])), [len(data[0])])
+        found = {"train accuracy": accuracy(on_train, data[1]), "accuracy": accuracy(on_test, test[1])}
+        found |= {"nll": cross_entropy(on_test, jnp.asarray(test[1])).mean()}
+        if model.norm is NO_NORM:
+            return found
+        anew = precise_stats(update, stats, jnp.asarray(data[0])[None])
+        return found | {"re-estimated": accuracy(logits(anew, test[0]), test[1])}
 
-    @jax.jit
-    @jax.vmap
-    def assess(key: jax.Array, state: TrainState) -> Assessment:
-        on_train, on_test = evaluate(state, train), evaluate(state, test)
-        norms = None
-        if arm.norm:
-            accuracy = evaluate(reestimated(state), test)["accuracy"]
-            norms = NormAssessment(accuracy, *measure_shift(arm, key, state.params, state.stats, jnp.asarray(train[0])))
-        return Assessment(on_train["accuracy"], on_test["accuracy"], on_test["loss"], norms)
+    return jax.vmap(assess)(params, stats)
 
-    return assess(keys, networks)
+
+@partial(jax.jit, static_argnums=0)
+def _shift(model: MLP, keys: jax.Array, params: Params, stats: Stats, x: jax.Array) -> Shift:
+    return jax.vmap(lambda key, params, stats: measure_shift(model, key, params, stats, x)[1])(keys, params, stats)
+
+
+def _largest(arm: str) -> Callable[[Found], np.ndarray]:
+    return lambda found: found[arm]["largest shift"]
+
+
+def _lost(arm: str) -> Callable[[Found], np.ndarray]:
+    return lambda found: 100 * (found[_NONE]["accuracy"] - found[arm]["accuracy"])
+
+
+def _order(found: Found) -> np.ndarray:
+    return np.diff([found[arm]["largest shift"] for arm in (_NONE, _UOUT, _LAYER, _BEFORE)], axis=0).min(0)
+
+
+def _off(found: Found) -> np.ndarray:
+    return 100 * np.max([np.abs(of["alone"] / of["closed form"] - 1).max(1) for of in found.values() if "alone" in of], axis=0)
+
+
+_LAYERS = Axis("batch norm, from the input", lambda options: np.arange(1, options.depth + 1))
+EXPERIMENT = Experiment(
+    claim="Dropout before batch norm shifts the variance between training and inference",
+    sources=(
+        'Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR '
+        "2019, https://arxiv.org/abs/1801.05134",
+    ),
+    options=(
+        Option("rate", rate_below_one, 0.5, 0.5, "probability of dropping"),
+        Option("depth", count, 8, 6, "number of hidden layers"),
+        Option("width", count, 100, 100, "units of a hidden layer"),
+        Option("epochs", count, 75, 20, "passes over the 1,297 training images, of 20 steps each"),
+    ),
+    arms=arms,
+    measure=measure,
+    quantities=(
+        Quantity("train accuracy", "train accuracy, %", 1, 100),
+        Quantity("accuracy", "test accuracy, %", 1, 100),
+        Quantity("nll", "test NLL", 3),
+        Quantity("largest shift", "largest shift ratio", 2),
+        Quantity("re-estimated", "re-estimated: test accuracy, %", 1, 100),
+        Quantity("shift", "shift ratio: variance stored in training to the real one", 2, axis=_LAYERS, log=True),
+        Quantity("alone", "shift ratio, noise in that layer alone", 3, axis=_LAYERS),
+        Quantity("closed form", "closed form of it", 3, axis=_LAYERS),
+        Quantity("li", "closed form of Li et al.", 3, axis=_LAYERS),
+    ),
+    parts=(
+        Part(
+            "1.11",
+            "largest shift ratio with dropout before batch norm",
+            _largest(_BEFORE),
+            at_least(1.5),
+        ),
+        Part("1.11", "largest shift ratio without dropout", _largest(_NONE), at_most(1.1)),
+        Part("1.11", "test accuracy lost by dropout before batch norm, points", _lost(_BEFORE), at_least(20), 1),
+        Part("1.11", "largest error of the closed form at any layer, %", _off, at_most(5), 1),
+        Part("1.11 1.13", "smallest step of the order none, Uout, dropout and layer, dropout", _order, at_least(0.05)),
+        Part(
+            "1.12",
+            "largest shift ratio with dropout after the last batch norm",
+            _largest(_LAST),
+            at_most(1.1),
+        ),
+        Part("1.12 1.10", "test accuracy lost by dropout after the last batch norm, points", _lost(_LAST), at_most(1), 1),
+        Part("1.13", "test accuracy lost by Uout, points", _lost(_UOUT), at_most(1), 1),
+        Part(
+            "1.13b",
+            "test accuracy that re-estimated statistics give back, points",
+            lambda found: 100 * (found[_BEFORE]["re-estimated"] - found[_BEFORE]["accuracy"]),
+            at_least(3),
+            1,
+        ),
+    ),
+    panels=(Lines("shift"), Bars("accuracy")),
+    protocol=(
+        "Perceptrons of scikit-learn's digits, 1,297 to train and 500 to test, with Adam in batches of 64. The shift ratio of a "
+        "batch norm is the variance that it stored in training over the real one without noise, weights as they are, or its "
+        "inverse, whichever is at least 1. The closed form is of noise at that layer alone; noise in the layers below compounds "
+        "with it. Re-estimation replaces the stored statistics by those of the training set without noise."
+    ),
+    note=(
+        "Uout loses nothing because its noise is small: at most that of dropout at a rate of beta^2 / (3 + beta^2), a quarter. "
+        "Networks of four layers and fewer lose little, as batch norm and ReLU together hardly depend on scale."
+    ),
+    control={"rate": 0.0},
+)

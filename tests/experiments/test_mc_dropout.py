@@ -1,49 +1,50 @@
 """The experiment `mc_dropout` from the command line: its files, and, in the slow tests, what it finds."""
 
-import csv
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from experiment_results import measured
 
 from jaxnorm.__main__ import main
-from jaxnorm.experiments.mc_dropout import ARMS
+from jaxnorm.experiments.mc_dropout import ARMS, GP, REGIONS, RELU, TANH, gaussian_process, points
 
 TINY = ("--width", "8", "--steps", "12", "--samples", "5", "--seeds", "2")
-REGIONS = ["data", "gap", "up to 1 beyond", "1 to 3 beyond", "3 to 5 beyond"]
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_files_have_every_arm_region_and_seed(tmp_path: Path) -> None:
     assert main(["run", "mc_dropout", "--out", str(tmp_path), *TINY]) == 0
-    rows = read(tmp_path / "results.csv")
-    assert [(row["units"], row["region"], row["seed"]) for row in rows] == [
-        (a, r, s) for a in ARMS for r in REGIONS for s in "01"
-    ]
-    for row in rows:
-        assert float(row["std"]) > 0
-        assert 0 <= float(row["within_two_std"]) <= 1
+    found = measured(tmp_path)
+    assert list(found) == list(ARMS)
+    for parts in found.values():
+        assert all(np.all(parts[region] > 0) and parts[region].shape == (2,) for region in REGIONS)
+        assert np.all((parts["within"] >= 0) & (parts["within"] <= 1))
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "rate 0.1, width 8, steps 12, samples 5, seeds 2" in text
-    assert text.count("| ReLU, ") == len(REGIONS)
     assert (tmp_path / "mc_dropout.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_regions_are_apart_and_cover_the_grid() -> None:
+    assert list(REGIONS) == ["gap", "data", "up to 1 beyond", "1 to 3 beyond", "3 to 5 beyond"]
+    np.testing.assert_array_equal(np.sum([*REGIONS.values()], axis=0), 1)
+
+
+def test_the_gaussian_process_is_near_the_curve_on_data_and_knows_nothing_far_off() -> None:
+    mean, std = gaussian_process(*points(jax.random.key(0)))
+    assert np.all(std[REGIONS["data"]] < 0.1)
+    np.testing.assert_allclose(std[:5], 1, atol=1e-3)
+    np.testing.assert_allclose(mean[:5], 0, atol=0.05)
 
 
 @pytest.mark.slow
 def test_the_deviation_grows_off_the_data(tmp_path: Path) -> None:
     """Issue 9: with every distance for ReLU units; tanh units saturate, and theirs stays below."""
     assert main(["run", "mc_dropout", "--out", str(tmp_path)]) == 0
-    rows = read(tmp_path / "results.csv")
-
-    def std(units: str, region: str) -> float:
-        return float(np.mean([float(row["std"]) for row in rows if (row["units"], row["region"]) == (units, region)]))
-
-    of_relu = [std("ReLU", region) for region in ("data", *REGIONS[2:])]
-    assert (np.diff(of_relu) > 0).all()
+    assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "holds"
+    std = {arm: {region: parts[region].mean() for region in REGIONS} for arm, parts in measured(tmp_path).items()}
+    of_relu = [std[RELU][region] for region in REGIONS if region != "gap"]
+    assert np.all(np.diff(of_relu) > 0)
     assert of_relu[-1] > 3 * of_relu[0]
-    assert std("tanh", "3 to 5 beyond") > std("tanh", "data")
-    assert std("tanh", "3 to 5 beyond") < of_relu[-1]
+    assert std[TANH]["data"] < std[TANH]["3 to 5 beyond"] < of_relu[-1] < std[GP]["3 to 5 beyond"]

@@ -1,29 +1,29 @@
 """The experiment `precise_statistics` from the command line: its files, and, in the slow tests, what it finds."""
 
-import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from experiment_results import measured
 
 from jaxnorm.__main__ import main
-from jaxnorm.experiments.precise_statistics import MOMENTA, PLACES, RATES
+from jaxnorm.experiments.precise_statistics import ARMS, MOMENTA, PLACES
 
 TINY = ("--depth", "2", "--width", "4", "--epochs", "1", "--seeds", "2")
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+TRAINED, STORED, CORRECTED, DEBIASED, STALE, *ANEW = ARMS
 
 
 @pytest.mark.slow
 def test_files(tmp_path: Path) -> None:
     assert main(["run", "precise_statistics", "--out", str(tmp_path), *TINY]) == 0
-    rows = read(tmp_path / "results.csv")
-    assert len(rows) == 2 * (len(RATES) * (6 + 5) + 4 * len(MOMENTA))
-    assert len(PLACES) == 2
-    assert all(0 <= float(row["test_accuracy"]) <= 1 for row in rows)
+    found = measured(tmp_path)
+    assert list(found) == list(ARMS)
+    assert all(found[arm][place].shape == (3, 2) for arm in (TRAINED, STORED, STALE, *ANEW) for place in PLACES)
+    assert all(found[arm]["few"].shape == (len(MOMENTA), 2) for arm in (STORED, DEBIASED, *ANEW))
+    assert all(
+        np.all((parts[place] >= 0) & (parts[place] <= 1)) for parts in found.values() for place in PLACES if place in parts
+    )
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "](precise_statistics.png)" in text
     assert "seeds 2" in text
@@ -33,20 +33,15 @@ def test_files(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_spoils_statistics_and_what_restores_them(tmp_path: Path) -> None:
     assert main(["run", "precise_statistics", "--quick", "--out", str(tmp_path)]) == 0
-    rows = read(tmp_path / "results.csv")
-
-    def accuracy(row: str, statistics: str) -> float:
-        return float(np.mean([float(r["test_accuracy"]) for r in rows if (r["row"], r["statistics"]) == (row, statistics)]))
-
+    assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "holds"
+    mean = {arm: {name: value.mean(-1) for name, value in parts.items()} for arm, parts in measured(tmp_path).items()}
     for place in PLACES:
-        spoilt = [accuracy(f"{place}, rate {rate}", "spoilt") for rate in RATES]
-        assert np.all(np.diff(spoilt) < 0), spoilt
-        for rate in RATES:
-            row = f"{place}, rate {rate}"
-            for again in ("by batches", "layer by layer"):
-                assert abs(accuracy(row, again) - accuracy(row, "as trained")) < 0.01
-            assert accuracy(row, "stale pass") < accuracy(row, "as trained") - 0.1
-    assert accuracy("before batch norm, rate 0.7", "corrected") > accuracy("before batch norm, rate 0.7", "spoilt") + 0.3
-    assert accuracy("momentum 0.999", "as trained") < 0.9
-    for again in ("debiased", "by batches", "layer by layer"):
-        assert accuracy("momentum 0.999", again) > 0.94
+        assert np.all(np.diff(mean[STORED][place]) < 0)
+        for again in ANEW:
+            np.testing.assert_allclose(mean[again][place], mean[TRAINED][place], atol=0.01)
+        assert np.all(mean[STALE][place] < mean[TRAINED][place] - 0.1)
+    before = next(iter(PLACES))
+    assert mean[CORRECTED][before][-1] > mean[STORED][before][-1] + 0.3
+    assert mean[STORED]["few"][-1] < 0.9
+    for again in (DEBIASED, *ANEW):
+        assert mean[again]["few"][-1] > 0.94

@@ -1,35 +1,33 @@
 """The measurement of variance shift and the re-estimation of statistics, on networks small enough to compute by hand."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnorm import dropout
-from jaxnorm.experiments._closed_forms import dropout_noise
-from jaxnorm.experiments._noisy_mlp import Arm, Noise, Params, Stats, forward, init_mlp
+from jaxnorm.diagnostics import dropout_noise_variance
+from jaxnorm.experiments._mlp import MLP, Noise, Params, Place, Stats, batch_norms
 from jaxnorm.experiments._shift import measure_shift
 from jaxnorm.statistics import precise_stats
 
-PLAIN = Arm("plain", True)
 EXAMPLES, FEATURES, WIDTH, DEPTH = 64, 3, 4, 3
+PLAIN = MLP(batch_norms(), depth=DEPTH, width=WIDTH, features=FEATURES, classes=2)
 X = jax.random.normal(jax.random.key(1), (EXAMPLES, FEATURES)) + 0.5
-
-
-def network(depth: int = DEPTH) -> tuple[Params, Stats]:
-    return init_mlp(jax.random.key(0), features=FEATURES, width=WIDTH, depth=depth, classes=2)
 
 
 def reestimated(params: Params, stats: Stats, batches: jax.Array) -> Stats:
     def update(stats: Stats, x: jax.Array) -> Stats:
-        return forward(PLAIN, None, params, stats, x, train=True, momentum=0.0)[1]
+        return replace(PLAIN, norm=batch_norms(momentum=0.0)).forward(None, params, stats, x, train=True)[1]
 
     return precise_stats(update, stats, batches)
 
 
-def noisy(place: str, factor: float = 2.0) -> Arm:
-    """An arm whose noise is no noise: it multiplies by a number, so that its effect on variances is known."""
-    return Arm("noisy", True, Noise(lambda key, x: factor * x, 1.0, place))
+def noisy(place: Place, factor: float = 2.0) -> MLP:
+    """A network whose noise is no noise: it multiplies by a number, so that its effect on variances is known."""
+    return replace(PLAIN, noise=Noise(lambda key, x: factor * x, 1.0, place))
 
 
 def by_hand(params: Params, stats: Stats) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -52,7 +50,7 @@ def by_hand(params: Params, stats: Stats) -> list[tuple[np.ndarray, np.ndarray, 
 @pytest.fixture(name="trained", scope="module")
 def fixture_trained() -> tuple[Params, Stats]:
     """A network whose stored variances are all wrong by known factors."""
-    params, stats = network()
+    params, stats = PLAIN.init(jax.random.key(0))
     stats = reestimated(params, stats, X[None])
     others = stats.others._replace(var=stats.others.var * jnp.array([[0.5], [4.0]]))
     return params, Stats(stats.first._replace(var=3 * stats.first.var), others)
@@ -72,8 +70,8 @@ def test_shift_is_real_variance_against_stored(trained):
 
 
 def test_without_noise_every_other_ratio_is_one(trained):
-    for arm in (PLAIN, noisy("before classifier")):
-        _, shift = measure_shift(arm, jax.random.key(2), *trained, X)
+    for model in (PLAIN, noisy("before classifier")):
+        _, shift = measure_shift(model, jax.random.key(2), trained[0], trained[1], X)
         for ratio in (shift.alone, shift.closed_form, shift.li):
             np.testing.assert_allclose(ratio, 1, rtol=1e-5)
 
@@ -81,7 +79,7 @@ def test_without_noise_every_other_ratio_is_one(trained):
 @pytest.mark.parametrize("place", ["before norm", "before dense"])
 def test_noise_is_measured_at_one_layer_alone(trained, place):
     # Doubled inputs of a layer without bias quadruple its variance, and would do so again in the next if they came that far.
-    _, shift = measure_shift(noisy(place), jax.random.key(2), *trained, X)
+    _, shift = measure_shift(noisy(place), jax.random.key(2), trained[0], trained[1], X)
     np.testing.assert_allclose(shift.alone, 4, rtol=1e-4)
 
 
@@ -98,9 +96,9 @@ def test_closed_form_is_that_of_the_moments_without_noise(trained, place):
 
 @pytest.mark.parametrize("place", ["before norm", "before dense"])
 def test_closed_form_is_that_of_real_dropout(trained, place):
-    arm = Arm("dropout", True, Noise(lambda key, x: dropout(key, x, 0.3), dropout_noise(0.3), place))
+    model = replace(PLAIN, noise=Noise(lambda key, x: dropout(key, x, 0.3), dropout_noise_variance(0.3), place))
     x = jnp.tile(X, (100, 1))
-    _, shift = measure_shift(arm, jax.random.key(3), *trained, x)
+    _, shift = measure_shift(model, jax.random.key(3), trained[0], trained[1], x)
     np.testing.assert_allclose(shift.alone, shift.closed_form, rtol=0.02)
     assert np.all(shift.closed_form > 1.1)
 
@@ -110,7 +108,9 @@ def test_reestimated_statistics_are_those_of_the_inputs_that_each_layer_then_mee
     stats = reestimated(params, stats, X[None])
     _, shift = measure_shift(PLAIN, jax.random.key(2), params, stats, X)
     # The new statistics are of inputs that were normalized by biased variances; inference normalizes by the unbiased ones.
-    np.testing.assert_allclose(shift.compounded, (EXAMPLES / (EXAMPLES - 1)) ** np.arange(DEPTH), rtol=1e-3)
+    # From the third layer on that moves means too, which the stored ones do not follow.
+    np.testing.assert_allclose(shift.compounded, (EXAMPLES / (EXAMPLES - 1)) ** np.arange(DEPTH), rtol=0.01)
+    np.testing.assert_allclose(shift.compounded[:2], [1, EXAMPLES / (EXAMPLES - 1)], rtol=1e-3)
     means = [h.mean(0) for _, h, _ in by_hand(params, stats)]
     np.testing.assert_allclose(np.stack([stats.first.mean, *stats.others.mean]), np.stack(means), atol=0.02)
 
@@ -125,20 +125,18 @@ def test_reestimated_statistics_forget_the_old_and_pool_batches(trained):
 
 
 def test_no_key_is_no_noise_and_one_layer_is_enough():
-    params, stats = network(depth=1)
-    arm = noisy("before norm")
-    quiet, _, seen = forward(arm, None, params, stats, X, train=True, momentum=0.9)
-    plain, _, _ = forward(PLAIN, jax.random.key(4), params, stats, X, train=True, momentum=0.9)
-    np.testing.assert_array_equal(quiet, plain)
+    plain, model = (replace(each, depth=1) for each in (PLAIN, noisy("before norm")))
+    params, stats = plain.init(jax.random.key(0))
+    quiet, _, seen = model.forward(None, params, stats, X, train=True)
+    np.testing.assert_array_equal(quiet, plain.forward(jax.random.key(4), params, stats, X, train=True)[0])
     assert seen[1].preactivation.shape == (0, EXAMPLES, WIDTH)
-    assert measure_shift(arm, jax.random.key(2), params, stats, X)[1].compounded.shape == (1,)
+    assert measure_shift(model, jax.random.key(2), params, stats, X)[1].compounded.shape == (1,)
 
 
 @pytest.mark.parametrize("place", ["before norm", "before dense", "before classifier"])
 def test_noise_is_at_its_place(place):
-    params, stats = network()
-    arm = noisy(place)
-    logits, _, _ = forward(arm, jax.random.key(4), params, stats, X, train=False, momentum=0.9)
+    params, stats = PLAIN.init(jax.random.key(0))
+    logits, _, _ = noisy(place).forward(jax.random.key(4), params, stats, X, train=False)
     x = np.asarray(X, np.float64)
     for _, h, kernel in by_hand(params, stats):
         assert h.shape[1] == kernel.shape[1]

@@ -1,0 +1,68 @@
+"""Verdicts: what an experiment's figures say of its claim, by the rules that it was written with."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxnorm.experiments._experiment import Bound, Found, Part
+
+HOLDS, IN_PART, FAILS = "holds", "holds in part", "fails here"
+_STANDARD_ERRORS = 2.0
+
+
+class Decision(NamedTuple):
+    """What a run says of a part of a claim.
+
+    Attributes:
+      claims: the numbers of the claims of the sources that it bears on.
+      text: what the figure is.
+      mean: the figure's mean over the seeds.
+      spread: its standard deviation over the seeds.
+      bound: where it had to be, in words.
+      holds: whether it is there.
+      digits: decimals that are shown.
+    """
+
+    claims: str
+    text: str
+    mean: float
+    spread: float
+    bound: str
+    holds: bool
+    digits: int
+
+    @property
+    def figure(self) -> str:
+        """The figure with its spread."""
+        return f"{self.mean:.{self.digits}f} ± {self.spread:.{self.digits}f}"
+
+
+def decide(parts: Sequence[Part], found: Found) -> list[Decision]:
+    """Returns what was measured says of every part of a claim."""
+    return [_decide(part, np.asarray(part.figure(found), np.float64)) for part in parts]
+
+
+def verdict(decisions: Sequence[Any]) -> str:
+    """Returns the verdict: by the first, if that does not hold, and else by all.
+
+    >>> verdict([Decision("", "", 1.0, 0.0, "", holds, 2) for holds in (True, False)])
+    'holds in part'
+    """
+    if not decisions[0].holds:
+        return FAILS
+    return HOLDS if all(each.holds for each in decisions) else IN_PART
+
+
+def _decide(part: Part, figures: np.ndarray) -> Decision:
+    figures = np.atleast_1d(figures)
+    with np.errstate(invalid="ignore"):  # of what is not finite there is no spread
+        mean, spread = float(figures.mean()), float(figures.std(ddof=min(1, len(figures) - 1)))
+    return Decision(
+        part.claims, part.text, mean, spread, str(part.bound), _within(part.bound, mean, spread, len(figures)), part.digits
+    )
+
+
+def _within(bound: Bound, mean: float, spread: float, seeds: int) -> bool:
+    slack = _STANDARD_ERRORS * spread / seeds**0.5
+    return bool(bound.low <= mean - slack and mean + slack <= bound.high)  # False for NaN
