@@ -1,6 +1,7 @@
 """Everything that the documentation shows runs: examples in docstrings, blocks of the README, notebooks."""
 
 import doctest
+import functools
 import importlib
 import pkgutil
 import re
@@ -44,14 +45,20 @@ def test_readme_exists_and_shows_code() -> None:
     assert python_blocks(), "README.md shows no Python"
 
 
+@functools.cache
+def run_block(number: int) -> dict[str, object]:
+    """Runs a block of the README after those before it, each once in a process, and returns the names that there are then."""
+    scope = run_block(number - 1) if number else {"__name__": "readme"}
+    exec(compile(python_blocks()[number], str(README), "exec"), scope)
+    return scope
+
+
 @pytest.mark.parametrize("number", range(max(1, len(python_blocks()))))
 def test_blocks_of_the_readme(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block runs on its own, after those before it that it may build on."""
+    """Each block runs after those before it, that it may build on."""
     assert README.exists(), "README.md is missing"
     monkeypatch.chdir(tmp_path)
-    scope: dict[str, object] = {"__name__": "readme"}
-    for block in python_blocks()[: number + 1]:
-        exec(compile(block, str(README), "exec"), scope)
+    run_block(number)
 
 
 def test_there_is_a_notebook() -> None:
@@ -60,7 +67,8 @@ def test_there_is_a_notebook() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run_and_hold_their_outputs(path: Path, tmp_path: Path) -> None:
+def test_notebooks_run_and_hold_their_outputs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # they run as for a reader: the tests' flags make programs slow
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code), "stored without having been run"
