@@ -11,25 +11,30 @@ from jaxnorm.experiments._report import Results
 
 _COLORS = {OURS: picture.BLUE, PEER: "#c4c4c4", BASELINE: picture.BLACK}
 _LINES = {OURS: picture.BLUE, PEER: picture.VERMILION, BASELINE: picture.BLACK}
-_ACROSS = 3
+_ACROSS, _DOWN = 3, 3  # panels of a picture, which should take less than 150 KB
 _WIDTH, _PANEL, _BAR, _CURVES = 16.0, 1.4, 0.3, 4.5  # inches; of a panel of bars without them, a bar, a panel of curves
 _LABEL = 16  # letters beside a bar, above which they take two lines
 _SMALL_PRINT: Any = {"fontsize": 10.5, "color": picture.GRAY, "x": 0.01, "ha": "left"}
 
 
 def save_pictures(files: Results, cases: Sequence[Result], *, title: str, about: str) -> dict[str, str]:
-    """Writes `times.png` and `curves.png`, each if there is something to draw, and returns their names and what they show."""
+    """Writes `times.png`, `times_2.png` and so on, and `curves.png`, as far as there is something to draw.
+
+    Returns their names and what they show.
+    """
     rows = by_row(cases)
     bars = [of_row[0] for of_row in rows if not of_row[0]["curve"]]
     curves = [of_row for of_row in rows if of_row[0]["curve"]]
     written = {}
-    if bars:
-        lines = [bars[i : i + _ACROSS] for i in range(0, len(bars), _ACROSS)]
+    for number, start in enumerate(range(0, len(bars), _ACROSS * _DOWN), 1):
+        page = bars[start : start + _ACROSS * _DOWN]
+        lines = [page[i : i + _ACROSS] for i in range(0, len(page), _ACROSS)]
         heights = [_PANEL + _BAR * _longest(line) for line in lines]
         size = (_WIDTH, sum(heights) + 1)
         draw = partial(_draw_bars, lines=lines, heights=heights, about=about)
-        files.write("times.png", partial(picture.save_picture, draw=draw, title=title, size=size))
-        written["times.png"] = "Time of every contender, as a ratio"
+        name = "times.png" if number == 1 else f"times_{number}.png"
+        files.write(name, partial(picture.save_picture, draw=draw, title=title if number == 1 else "And so on", size=size))
+        written[name] = f"Time of every contender, as a ratio: {page[0]['row']} to {page[-1]['row']}"
     if curves:
         size, name = (_WIDTH, _CURVES + 1), "Cost as the work grows"
         draw = partial(_draw_curves, rows=curves, about=about)

@@ -21,7 +21,7 @@ _LAST_LINES = 3
 
 
 def run(*, out: str | Path, only: Sequence[str] = (), quick: bool = False) -> dict[str, Any]:
-    """Measures, prints the tables, and writes `results.json`, `RESULTS.md`, `times.png` and `curves.png`.
+    """Measures, prints the tables, and writes `results.json`, `RESULTS.md`, `times.png` and those after it, and `curves.png`.
 
     Args:
       out: the folder to write to.

@@ -190,6 +190,18 @@ def test_a_picture_is_drawn_of_what_there_is(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "RESULTS.md", "times.png"}
 
 
+def test_many_rows_are_several_pictures_of_less_than_150_kilobytes(tmp_path: Path) -> None:
+    bars = [case for case in CASES if not case["curve"]]
+    many = [bars[0] | {"row": f"row_{number}"} for number in range(10)]
+    _report.write(tmp_path, RESULTS | {"cases": many})
+    pictures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
+    assert pictures.keys() == {"times.png", "times_2.png"}
+    assert max(pictures.values()) < 150_000
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "row_0 to row_8](times.png)" in text
+    assert "row_9 to row_9](times_2.png)" in text
+
+
 def test_the_terminal_shows_tables_notes_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _report.write(tmp_path, RESULTS)
     out = capsys.readouterr().out
