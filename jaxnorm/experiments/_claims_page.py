@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from jaxnorm.experiments import experiment_names
@@ -20,7 +19,7 @@ from jaxnorm.experiments._claims import (
     Claim,
 )
 from jaxnorm.experiments._report import Table, markdown_table
-from jaxnorm.experiments._verdict import FAILS, HOLDS, IN_PART
+from jaxnorm.experiments._verdict import FAILS, HOLDS, IN_PART, Decision
 
 _NOT_RUN = "not run"
 
@@ -76,7 +75,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _row(claim: Claim, runs: Mapping[str, Any], links: Path) -> tuple[str, ...]:
     bearing = [
-        (name, SimpleNamespace(**each))
+        (name, Decision(**each))
         for name, run in runs.items()
         for each in run["decisions"]
         if claim.number in each["claims"].split()
@@ -84,7 +83,7 @@ def _row(claim: Claim, runs: Mapping[str, Any], links: Path) -> tuple[str, ...]:
     if not bearing:
         return claim.number, claim.text, _NOT_RUN, "", claim.reported, ""
     shown = next((each for _, each in bearing if not each.holds), bearing[0][1])
-    figure = f"{shown.text}: {shown.mean:.{shown.digits}f} ± {shown.spread:.{shown.digits}f} ({shown.bound})"
+    figure = f"{shown.text}: {shown.figure} ({shown.bound})"
     holding = [each.holds for _, each in bearing]
     said = HOLDS if all(holding) else IN_PART if any(holding) else FAILS
     names = dict.fromkeys(name for name, _ in bearing)

@@ -14,6 +14,12 @@ from jaxnorm.experiments._options import Option
 Options = SimpleNamespace
 """The options of a run, by their names; `seeds` is always one."""
 
+
+def settings(options: Options) -> str:
+    """Returns what the options of a run are, as `rate 0.5, seeds 5`."""
+    return ", ".join(f"{name} {value}" for name, value in vars(options).items())
+
+
 Found = Mapping[str, Mapping[str, np.ndarray]]
 """What was measured: arrays by arm and quantity, with the seeds along the first axis."""
 
@@ -44,6 +50,11 @@ class Quantity(NamedTuple):
     factor: float = 1.0
     axis: Axis | None = None
     log: bool = False
+
+    @property
+    def title(self) -> str:
+        """The label as the title of a table or a panel."""
+        return self.label[:1].upper() + self.label[1:]
 
 
 class Bound(NamedTuple):

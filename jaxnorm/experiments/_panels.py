@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxnorm.experiments import _picture as picture
-from jaxnorm.experiments._experiment import Bars, Experiment, Found, Lines, Options, Quantity
+from jaxnorm.experiments._experiment import Bars, Experiment, Found, Lines, Options, Quantity, settings
 from jaxnorm.experiments._report import spread
 from jaxnorm.experiments._tables import places
 from jaxnorm.experiments._verdict import Decision, verdict
@@ -38,8 +38,9 @@ def save(path: Path, experiment: Experiment, found: Found, decisions: Sequence[D
                     axes.legend(loc="best", fontsize=10.5)
             else:
                 panel.draw(axes, found, colors, options)
-        first, settings = decisions[0], ", ".join(f"{name} {value}" for name, value in vars(options).items())
-        about = f"{first.text}: {first.figure}; the rule was {first.bound}\n{settings} (bars and bands: ± standard deviation)"
+        first = decisions[0]
+        decided = f"{first.text}: {first.figure}; the rule was {first.bound}"
+        about = f"{decided}\n{settings(options)} (bars and bands: ± standard deviation)"
         figure.supxlabel(about, fontsize=10.5, color=picture.GRAY, x=0.01, ha="left")
 
     title = f"{experiment.claim}: {verdict(decisions)}"
@@ -65,7 +66,7 @@ def _draw_bars(axes: Any, quantity: Quantity, found: Found, colors: dict[str, st
         picture.plain_log_axis(axes.xaxis)
     else:
         axes.set_xlim(right=1.14 * most if most > 0 else None)
-    axes.set_title(_title(quantity, letters))
+    axes.set_title(textwrap.fill(quantity.title, letters))
 
 
 def _draw_lines(axes: Any, quantity: Quantity, found: Found, colors: dict[str, str], options: Options, letters: int) -> None:
@@ -91,8 +92,4 @@ def _draw_lines(axes: Any, quantity: Quantity, found: Found, colors: dict[str, s
     if quantity.log:
         picture.plain_log_axis(axes.yaxis)
     axes.set(xlabel=quantity.axis.label)
-    axes.set_title(_title(quantity, letters))
-
-
-def _title(quantity: Quantity, letters: int) -> str:
-    return textwrap.fill(quantity.label[:1].upper() + quantity.label[1:], letters)
+    axes.set_title(textwrap.fill(quantity.title, letters))

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxnorm._progress import progress_bar
 from jaxnorm.experiments import _panels as panels
-from jaxnorm.experiments._experiment import Experiment, Found, Options
+from jaxnorm.experiments._experiment import Experiment, Found, Options, settings
 from jaxnorm.experiments._options import Option, count
 from jaxnorm.experiments._report import Results, Table, make_folder, markdown_page, print_tables, write_csv
 from jaxnorm.experiments._tables import CSV_COLUMNS, rows, tables
@@ -151,13 +151,17 @@ def _keep(folder: Path, experiment: Experiment, found: Found, options: Options) 
     """Writes what was measured before an interruption, and says so."""
     results = Results(folder)
     if found:
-        results.write("results.csv", lambda path: write_csv(path, CSV_COLUMNS, rows(experiment, found, options)))
+        _write_rows(results, experiment, found, options)
     return f"interrupted; finished arms: {', '.join(found) or 'none'}. {results.summary()}"
+
+
+def _write_rows(results: Results, experiment: Experiment, found: Found, options: Options) -> None:
+    results.write("results.csv", lambda path: write_csv(path, CSV_COLUMNS, rows(experiment, found, options)))
 
 
 def _write(folder: Path, name: str, experiment: Experiment, found: Found, decisions: Sequence[Decision], options: Options) -> str:
     results, shown = Results(folder), list(tables(experiment, found, decisions, options))
-    results.write("results.csv", lambda path: write_csv(path, CSV_COLUMNS, rows(experiment, found, options)))
+    _write_rows(results, experiment, found, options)
     results.write(f"{name}.png", lambda path: panels.save(path, experiment, found, decisions, options))
     results.write(
         "results.md", lambda path: path.write_text(_page(name, experiment, shown, decisions, options), encoding="utf-8")
@@ -168,12 +172,11 @@ def _write(folder: Path, name: str, experiment: Experiment, found: Found, decisi
 
 
 def _page(name: str, experiment: Experiment, shown: Sequence[Table], decisions: Sequence[Decision], options: Options) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in vars(options).items())
     paragraphs = [
         f"**{verdict(decisions).capitalize()}.** {experiment.note}".rstrip(),
         f"![{experiment.claim}]({name}.png)",
-        f"{experiment.protocol} Here: {settings}. Mean ± standard deviation over the seeds; a part of the claim holds where its "
-        "mean is within the bound with two standard errors to spare.",
+        f"{experiment.protocol} Here: {settings(options)}. Mean ± standard deviation over the seeds; a part of the claim "
+        "holds where its mean is within the bound with two standard errors to spare.",
         "\n".join(f"- {source}" for source in experiment.sources),
     ]
     return markdown_page(experiment.claim, paragraphs, shown)

@@ -62,4 +62,4 @@ def _curves(quantity: Quantity, label: str, places: np.ndarray, found: Found) ->
         for arm, parts in found.items()
         if quantity.name in parts
     ]
-    return Table(quantity.label[:1].upper() + quantity.label[1:], ("arm", *columns), rows)
+    return Table(quantity.title, ("arm", *columns), rows)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxnorm.experiments._experiment import Bound, Found, Part
+from jaxnorm.experiments._report import spread
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "fails here"
 _STANDARD_ERRORS = 2.0
@@ -56,11 +57,9 @@ def verdict(decisions: Sequence[Any]) -> str:
 
 def _decide(part: Part, figures: np.ndarray) -> Decision:
     figures = np.atleast_1d(figures)
-    with np.errstate(invalid="ignore"):  # of what is not finite there is no spread
-        mean, spread = float(figures.mean()), float(figures.std(ddof=min(1, len(figures) - 1)))
-    return Decision(
-        part.claims, part.text, mean, spread, str(part.bound), _within(part.bound, mean, spread, len(figures)), part.digits
-    )
+    mean, deviation = float(figures.mean()), float(spread(figures))
+    holds = _within(part.bound, mean, deviation, len(figures))
+    return Decision(part.claims, part.text, mean, deviation, str(part.bound), holds, part.digits)
 
 
 def _within(bound: Bound, mean: float, spread: float, seeds: int) -> bool:

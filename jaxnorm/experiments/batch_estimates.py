@@ -11,6 +11,7 @@ from jaxnorm import RunningStats, batch_norm, init_batch_norm
 from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bound, Experiment, Found, Lines, Options, Part, Quantity, at_most
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import over_seeds
 from jaxnorm.statistics import precise_stats
 
@@ -70,10 +71,7 @@ _AXIS = Axis("batch size m", lambda options: _SIZES, log=True)
 _SIZE = np.array(_SIZES)
 EXPERIMENT = Experiment(
     claim="Statistics of a batch estimate those of the set, the better the larger it is",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 3, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "section 3"),),
     options=(
         Option("batches", count, 4000, 4000, "batches of every size"),
         Option("units", count, 20, 20, "units whose statistics are taken"),

@@ -12,6 +12,7 @@ from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Optio
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._norms import ghost_batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY
 from jaxnorm.experiments._training import adam, over_seeds, recorded, train
 from jaxnorm.training import TrainState, make_eval_step
 
@@ -64,8 +65,7 @@ def _less(quantity: str, arm: str, other: str, factor: float = 1.0) -> Callable[
 EXPERIMENT = Experiment(
     claim="The noise of batch statistics regularizes; those of the full set overfit",
     sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
+        IOFFE_SZEGEDY,
         'Hoffer, Hubara, Soudry, "Train longer, generalize better", NIPS 2017, https://arxiv.org/abs/1705.08741',
     ),
     options=(Option("steps", count, 300, 100, "training steps"),),

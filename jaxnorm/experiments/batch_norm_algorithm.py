@@ -15,6 +15,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most, once
 from jaxnorm.experiments._mlp import MLP, Dense, Params, Stats, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import adam, over_seeds, train
 from jaxnorm.folding import as_affine, fold_conv, fold_dense, identity_batch_norm
 from jaxnorm.statistics import cumulative_momentum
@@ -151,10 +152,7 @@ def _of(name: str) -> Callable[[Found], np.ndarray]:
 
 EXPERIMENT = Experiment(
     claim="In inference batch norm is one fixed linear map, whatever else is in the batch",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, algorithms 1 and 2, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "algorithms 1 and 2"),),
     options=(Option("steps", count, 300, 100, "training steps, of 64 images"),),
     arms={_STORED: False, _BATCH: True},
     measure=measure,

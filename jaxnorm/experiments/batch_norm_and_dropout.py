@@ -13,6 +13,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bound, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Noise, Norm, Place, batch_norms
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, LI
 from jaxnorm.experiments._training import accuracy, adam, grid, over_seeds, train, ungrid
 from jaxnorm.training import TrainState
 
@@ -81,10 +82,8 @@ _AXIS = Axis("rate of dropout", _rates)
 EXPERIMENT = Experiment(
     claim="Batch norm and dropout together are not better than one alone, and may be worse",
     sources=(
-        'Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR '
-        "2019, https://arxiv.org/abs/1801.05134",
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
+        LI,
+        IOFFE_SZEGEDY,
     ),
     options=(
         Option("rate", rate_below_one, 0.5, 0.5, "largest probability of dropping; also a half of it, and none"),

@@ -13,6 +13,7 @@ from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm
 from jaxnorm.experiments._norms import batch_renorms, group_norms, layer_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE
 from jaxnorm.experiments._sweep import sweep
 from jaxnorm.experiments._training import adam, over_seeds, shuffled
 from jaxnorm.training import TrainState, make_eval_step
@@ -69,8 +70,7 @@ EXPERIMENT = Experiment(
     claim="Batch norm needs batches that are large enough",
     sources=(
         'Wu, He, "Group normalization", ECCV 2018, https://arxiv.org/abs/1803.08494',
-        'Ioffe, "Batch renormalization: towards reducing minibatch dependence in batch-normalized models", NIPS 2017, '
-        "https://arxiv.org/abs/1702.03275",
+        IOFFE,
     ),
     options=(Option("steps", count, 600, 300, "training steps"),),
     arms={

@@ -13,6 +13,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Experiment, Found, Lines, Options, Part, Quantity, at_least
 from jaxnorm.experiments._mlp import MLP
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.training import cross_entropy
 
 _BATCH, _VMAP, _SCAN, _CALLS = "one batch", "vmap of examples", "scan over examples", "a call for each example"
@@ -94,10 +95,7 @@ def _rise(found: Found) -> np.ndarray:
 
 EXPERIMENT = Experiment(
     claim="A batch is faster than its examples one by one, the more the larger it is",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 1, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "section 1"),),
     options=(
         Option("width", count, 100, 100, "units of a hidden layer"),
         Option("turns", count, 7, 3, "measurements, of which the median counts"),

@@ -12,6 +12,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._mlp import MLP, NO_NORM, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY
 from jaxnorm.experiments._training import over_seeds, recorded, train
 from jaxnorm.training import TrainState, make_eval_step
 
@@ -62,8 +63,7 @@ def _apart(name: str) -> Callable[[Found], np.ndarray]:
 EXPERIMENT = Experiment(
     claim="Batch norm works before the activation and after it",
     sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
+        IOFFE_SZEGEDY,
         'Mishkin, Sergievskiy, Matas, "Systematic evaluation of convolution neural network advances on the ImageNet", CVIU 2017, '
         "https://arxiv.org/abs/1606.02228",
     ),

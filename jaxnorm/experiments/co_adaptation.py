@@ -26,6 +26,7 @@ from jaxnorm.experiments._experiment import (
 )
 from jaxnorm.experiments._mlp import MLP, Noise, Params, Stats, batch_norms
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import HINTON, SRIVASTAVA
 from jaxnorm.experiments._training import accuracy, adam, over_seeds, train
 from jaxnorm.training import TrainState
 
@@ -126,10 +127,8 @@ def _grows(name: str, high: int, low: int) -> Callable[[Found], np.ndarray]:
 EXPERIMENT = Experiment(
     claim="A network trained with dropout loses less when random units are removed",
     sources=(
-        'Hinton, Srivastava, Krizhevsky, Sutskever, Salakhutdinov, "Improving neural networks by preventing co-adaptation of '
-        'feature detectors", 2012, https://arxiv.org/abs/1207.0580',
-        'Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from '
-        'overfitting", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html',
+        HINTON,
+        SRIVASTAVA,
         'Morcos, Barrett, Rabinowitz, Botvinick, "On the importance of single directions for generalization", ICLR 2018, '
         "https://arxiv.org/abs/1803.06959",
     ),

@@ -14,6 +14,7 @@ from jaxnorm.experiments._digits import NUM_TRAIN, load_digits
 from jaxnorm.experiments._experiment import Axis, Bound, Experiment, Found, Lines, Options, Part, Quantity, at_least
 from jaxnorm.experiments._mlp import MLP, Noise
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import SRIVASTAVA
 from jaxnorm.experiments._training import accuracy, grid, over_seeds, train, ungrid
 from jaxnorm.training import TrainState
 
@@ -67,10 +68,7 @@ _IMAGE = 0.2  # points: one of the 500 images of the test set
 _EXAMPLES = Axis("training examples", lambda _: SIZES, log=True)
 EXPERIMENT = Experiment(
     claim="Dropout lowers the test error where examples are few",
-    sources=(
-        'Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from '
-        'overfitting", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html',
-    ),
+    sources=(SRIVASTAVA,),
     options=(
         Option("rate", rate_below_one, 0.5, 0.5, "probability of dropping, or as much Gaussian noise"),
         Option("width", count, 128, 128, "units of the two hidden layers"),

@@ -14,6 +14,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Bars, Bound, Experiment, Found, Options, Part, Quantity, at_least
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Noise
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import adam, grid, over_seeds, train, ungrid
 from jaxnorm.training import make_eval_step
 
@@ -134,8 +135,7 @@ EXPERIMENT = Experiment(
     sources=(
         'Wu, Gu, "Towards dropout training for convolutional neural networks", Neural Networks 71, 2015, '
         "https://arxiv.org/abs/1512.00242",
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 4.2, https://arxiv.org/abs/1502.03167",
+        part_of(IOFFE_SZEGEDY, "section 4.2"),
     ),
     options=(
         Option("rate", rate_below_one, 0.5, 0.5, "probability of dropping"),

@@ -11,6 +11,7 @@ import jaxnorm.linen
 from jaxnorm import apply_mask, classic_dropout, dropout, dropout_mask, weight_scaled
 from jaxnorm.experiments._experiment import Bars, Bound, Experiment, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import HINTON
 from jaxnorm.experiments._training import over_seeds
 
 _INVERTED, _CLASSIC, _UNSCALED = "divided in training", "multiplied at test", "not scaled"
@@ -100,8 +101,7 @@ def measure(arm: Dropping, keys: jax.Array, options: Options, progress: Callable
 EXPERIMENT = Experiment(
     claim="Divided by the share kept, training sums on average to what the test does",
     sources=(
-        'Hinton, Srivastava, Krizhevsky, Sutskever, Salakhutdinov, "Improving neural networks by preventing co-adaptation of '
-        'feature detectors", 2012, https://arxiv.org/abs/1207.0580',
+        HINTON,
         'Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from '
         'overfitting", JMLR 15, 2014, https://jmlr.org/papers/v15/srivastava14a.html',
     ),

@@ -13,6 +13,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bound, Experiment, Found, Lines, Options, Part, Quantity, at_least
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import over_seeds
 from jaxnorm.training import cross_entropy
 
@@ -89,10 +90,7 @@ def _squared(arm: str) -> Callable[[Found], np.ndarray]:
 _AXIS = Axis("batch size m", lambda options: _SIZES, log=True)
 EXPERIMENT = Experiment(
     claim="The gradient of a batch estimates that of the whole set, with variance 1 / m",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 1, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "section 1"),),
     options=(
         Option("batches", count, 200, 100, "batches of every size"),
         Option("width", count, 32, 32, "units of a hidden layer"),

@@ -10,6 +10,7 @@ import numpy as np
 from jaxnorm import batch_norm, frozen_batch_norm, init_batch_norm
 from jaxnorm.experiments._experiment import Axis, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import over_seeds
 
 _THROUGH, _STOPPED = "batch norm", "statistics as constants"
@@ -115,10 +116,7 @@ def _straight(found: Found) -> np.ndarray:
 _STEPS = Axis("step", lambda options: np.arange(options.steps + 1))
 EXPERIMENT = Experiment(
     claim="A gradient that ignores the statistics lets a bias grow at constant loss",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 2, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "section 2"),),
     options=(
         Option("steps", count, 200, 200, "steps of gradient descent"),
         Option("batch", count, 64, 64, "examples of a batch"),

@@ -14,6 +14,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY
 from jaxnorm.experiments._sweep import sweep
 from jaxnorm.experiments._training import grid, over_seeds, ungrid
 from jaxnorm.training import TrainState, make_eval_step
@@ -74,10 +75,7 @@ def _of(arm: str, quantity: str) -> Callable[[Found], np.ndarray]:
 _OF_STD = Axis("deviation of the initial weights", lambda options: _STDS, log=True)
 EXPERIMENT = Experiment(
     claim="With batch norm the scale of the initial weights hardly matters",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(IOFFE_SZEGEDY,),
     options=(
         Option("steps", count, 300, 100, "steps of gradient descent"),
         Option("depth", count, 20, 20, "hidden layers of the deep networks"),

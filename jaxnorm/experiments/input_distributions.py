@@ -13,6 +13,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Drawing, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY
 from jaxnorm.experiments._training import over_seeds, recorded, train
 from jaxnorm.training import TrainState
 
@@ -78,10 +79,7 @@ def _ratio(quantity: str, over: str, under: str) -> Callable[[Found], np.ndarray
 _STEPS = Axis("step", lambda options: recorded(options.steps, _POINTS))
 EXPERIMENT = Experiment(
     claim="Batch norm keeps inputs of sigmoid layers spread, steady and unsaturated",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(IOFFE_SZEGEDY,),
     options=(Option("steps", count, 2000, 400, "steps of gradient descent"),),
     arms={_NONE: NO_NORM, _BATCH: batch_norms()},
     measure=measure,

@@ -14,6 +14,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Experiment, Found, Lines, Options, Part, Quantity, at_least
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, SANTURKAR
 from jaxnorm.experiments._sweep import sweep
 from jaxnorm.training import TrainState
 
@@ -110,10 +111,8 @@ _OF_LINEAR = Axis("learning rate, linear networks", lambda options: _LINEAR_RATE
 EXPERIMENT = Experiment(
     claim="Batch norm works by reducing internal covariate shift",
     sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
-        'Santurkar, Tsipras, Ilyas, Madry, "How does batch normalization help optimization?", NeurIPS 2018, '
-        "https://arxiv.org/abs/1805.11604",
+        IOFFE_SZEGEDY,
+        SANTURKAR,
     ),
     options=(
         Option("steps", count, 200, 40, "steps of gradient descent"),

@@ -12,6 +12,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines, Options, Part, Quantity, at_least
 from jaxnorm.experiments._mlp import MLP, NO_NORM, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY
 from jaxnorm.experiments._sweep import sweep
 from jaxnorm.training import TrainState, make_eval_step
 
@@ -45,8 +46,7 @@ def _usable(found: Found, arm: str) -> np.ndarray:
 EXPERIMENT = Experiment(
     claim="Batch norm lets networks train at learning rates at least ten times higher",
     sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
+        IOFFE_SZEGEDY,
         'Bjorck, Gomes, Selman, Weinberger, "Understanding batch normalization", NeurIPS 2018, https://arxiv.org/abs/1806.02375',
     ),
     options=(Option("steps", count, 300, 100, "steps of gradient descent"),),

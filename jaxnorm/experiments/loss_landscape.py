@@ -14,6 +14,7 @@ from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._norms import lp_batch_norms, noisy_batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import SANTURKAR
 from jaxnorm.experiments._training import over_seeds, recorded, train
 from jaxnorm.training import TrainState
 
@@ -62,10 +63,7 @@ def _decades(quantity: str, *arms: str) -> Callable[[Found], np.ndarray]:
 _STEPS = Axis("step", lambda options: recorded(options.steps, _POINTS))
 EXPERIMENT = Experiment(
     claim="Batch norm, noisy and of other norms too, smooths the loss along its gradient",
-    sources=(
-        'Santurkar, Tsipras, Ilyas, Madry, "How does batch normalization help optimization?", NeurIPS 2018, '
-        "https://arxiv.org/abs/1805.11604",
-    ),
+    sources=(SANTURKAR,),
     options=(Option("steps", count, 125, 100, "steps of gradient descent"),),
     arms={
         _NONE: NO_NORM,

@@ -28,6 +28,7 @@ from jaxnorm.experiments._experiment import (
 )
 from jaxnorm.experiments._mlp import Dense
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import HINTON
 from jaxnorm.experiments._training import adam, grid, over_seeds, train, ungrid
 from jaxnorm.initializers import he
 from jaxnorm.training import cross_entropy
@@ -161,8 +162,7 @@ def _draw_networks(axes: Any, found: Found, colors: Mapping[str, str], options: 
 EXPERIMENT = Experiment(
     claim="Dropout averages 2^h networks, and weight scaling is their geometric mean",
     sources=(
-        'Hinton, Srivastava, Krizhevsky, Sutskever, Salakhutdinov, "Improving neural networks by preventing co-adaptation of '
-        'feature detectors", 2012, https://arxiv.org/abs/1207.0580',
+        HINTON,
         'Baldi, Sadowski, "Understanding dropout", NIPS 2013, https://papers.nips.cc/paper/4878-understanding-dropout',
     ),
     options=(

@@ -28,6 +28,7 @@ from jaxnorm.experiments._models import (
 from jaxnorm.experiments._models._model import Model
 from jaxnorm.experiments._options import Option, count
 from jaxnorm.experiments._report import spread
+from jaxnorm.experiments._training import over_seeds
 
 MODELS: Mapping[str, Model] = {
     "residual network": residual.MODEL,
@@ -57,8 +58,7 @@ def measure(model: Model, keys: jax.Array, options: Options, progress: Callable[
     def networks(key: jax.Array) -> Mapping[str, jax.Array]:
         return jax.vmap(lambda on: model.run(key, on, steps))(switches)
 
-    # A third less compilation, which is most of the cost here.
-    found = jax.jit(jax.vmap(networks), compiler_options={"xla_backend_optimization_level": 1})(keys)
+    found = over_seeds(networks)(keys)
     return dict(zip(model.runs, found["score"].T, strict=True)) | {"invariant": found["invariant"][:, 0]}
 
 

@@ -15,6 +15,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most, once
 from jaxnorm.experiments._mlp import Norm, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import grid, over_seeds, train, ungrid
 from jaxnorm.training import make_eval_step
 
@@ -109,10 +110,7 @@ def _gain(found: Found) -> np.ndarray:
 
 EXPERIMENT = Experiment(
     claim="Batch norm helps after convolutions and dense layers, not everywhere alike",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 3.2, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "section 3.2"),),
     options=(Option("steps", count, 150, 60, "training steps, of 64 images"),),
     arms=_ARMS,
     measure=measure,

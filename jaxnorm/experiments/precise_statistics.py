@@ -26,6 +26,7 @@ from jaxnorm.experiments._experiment import (
 )
 from jaxnorm.experiments._mlp import MLP, Noise, Params, Place, Stats, batch_norms
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, LI
 from jaxnorm.experiments._training import accuracy, adam, grid, over_seeds, train, ungrid
 from jaxnorm.statistics import correct_variance_shift, cumulative_momentum, debias_stats, precise_stats
 from jaxnorm.training import TrainState, cross_entropy
@@ -200,10 +201,8 @@ EXPERIMENT = Experiment(
     claim="Statistics that do not fit the weights cost accuracy; estimated anew they give it back",
     sources=(
         "Wu, Johnson, \"Rethinking 'batch' in BatchNorm\", 2021, https://arxiv.org/abs/2105.07576",
-        'Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR '
-        "2019, https://arxiv.org/abs/1801.05134",
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
+        LI,
+        IOFFE_SZEGEDY,
     ),
     options=(
         Option("rate", rate_below_one, 0.7, 0.7, "largest rate of the dropout that spoils statistics; also 3/7 and 5/7 of it"),

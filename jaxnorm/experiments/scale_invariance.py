@@ -8,25 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm.diagnostics import ScaleInvariance, scale_invariance
 from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Axis, Bound, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Params, batch_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import over_seeds
-from jaxnorm.training import cross_entropy
 
 _NORM, _NONE = "batch norm", "no norm"
 _FACTORS = (0.001, 0.01, 0.1, 10.0, 100.0)
 _MODEL = partial(MLP, depth=2)
-
-
-def _scaled(params: Params, first: Any, second: Any = 1.0) -> Params:
-    """Returns the network with the weights of its two hidden layers times these factors."""
-
-    def times(layer: Any, factor: Any) -> Any:
-        return layer._replace(dense=layer.dense._replace(kernel=factor * layer.dense.kernel))
-
-    return params._replace(first=times(params.first, first), others=times(params.others, second))
+_FIRST, _SECOND = "first/dense/kernel", "others/dense/kernel"
 
 
 def measure(model: MLP, keys: jax.Array, options: Options, progress: Callable[[float], None]) -> Mapping[str, Any]:
@@ -38,28 +31,22 @@ def measure(model: MLP, keys: jax.Array, options: Options, progress: Callable[[f
     def of_seed(key: jax.Array) -> dict[str, jax.Array]:
         params, stats = model.init(key)
 
-        def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            logits, _, _ = model.forward(None, params, stats, x, train=True)
-            return jnp.mean(cross_entropy(logits, labels)), logits
+        def predict(params: Params, x: jax.Array) -> jax.Array:
+            return model.forward(None, params, stats, x, train=True)[0]
 
         @jax.vmap
-        def at(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-            scaled = _scaled(params, first, second)
-            (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(scaled)
-            w, of_w, of_second = scaled.first.dense.kernel, gradient.first.dense.kernel, gradient.others.dense.kernel
-            along = jnp.sum(w * of_w) / (jnp.linalg.norm(w) * jnp.linalg.norm(of_w))
-            return logits, jnp.linalg.norm(of_w), jnp.linalg.norm(of_second), along
+        def at(first: jax.Array, second: jax.Array) -> ScaleInvariance:
+            return scale_invariance(predict, params, (x, labels), {_FIRST: first, _SECOND: second})
 
-        # As it is; with W1 x 10 and W2 / 10; and with all factors of W1.
-        logits, of_first, of_second, along = at(jnp.array([1.0, 10.0, *_FACTORS]), jnp.array([1.0, 0.1] + [1.0] * len(_FACTORS)))
-        change = jnp.linalg.norm(logits - logits[0], axis=(1, 2)) / jnp.linalg.norm(logits[0])
+        # With W1 x 10 and W2 / 10; and with all factors of W1.
+        found = at(jnp.array([10.0, *_FACTORS]), jnp.array([0.1] + [1.0] * len(_FACTORS)))
         return {
-            "change": change[2:],
-            "gradient": of_first[2:] / of_first[0],
-            "along": jnp.abs(along[0]),
-            "compensated": change[1],
-            "first gradient": of_first[1] / of_first[0],
-            "second gradient": of_second[1] / of_second[0],
+            "change": found.change[1:],
+            "gradient": found.gradient_ratio[1:, 0],
+            "along": jnp.abs(found.cosine[0, 0]),
+            "compensated": found.change[0],
+            "first gradient": found.gradient_ratio[0, 0],
+            "second gradient": found.gradient_ratio[0, 1],
         }
 
     return of_seed(keys)
@@ -77,10 +64,7 @@ def _slope(found: Found) -> np.ndarray:
 _AXIS = Axis("factor of the first layer's weights", lambda options: _FACTORS, log=True)
 EXPERIMENT = Experiment(
     claim="Batch norm undoes the scale of weights: W x 10 changes no output",
-    sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 3.3, https://arxiv.org/abs/1502.03167",
-    ),
+    sources=(part_of(IOFFE_SZEGEDY, "section 3.3"),),
     options=(Option("batch", count, 256, 256, "training images"),),
     arms={_NORM: _MODEL(batch_norms()), _NONE: _MODEL(NO_NORM)},
     measure=measure,

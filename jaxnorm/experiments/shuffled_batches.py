@@ -11,6 +11,7 @@ from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Norm, batch_norms
 from jaxnorm.experiments._norms import batch_renorms, layer_norms
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE
 from jaxnorm.experiments._sweep import sweep
 from jaxnorm.experiments._training import adam
 from jaxnorm.training import TrainState, make_eval_step
@@ -54,10 +55,7 @@ def _one_class(arm: str, other: str | None = None) -> Callable[[Found], np.ndarr
 
 EXPERIMENT = Experiment(
     claim="Batch norm needs shuffled batches: those of one class break it",
-    sources=(
-        'Ioffe, "Batch renormalization: towards reducing minibatch dependence in batch-normalized models", NIPS 2017, '
-        "https://arxiv.org/abs/1702.03275",
-    ),
+    sources=(IOFFE,),
     options=(Option("steps", count, 600, 200, "training steps"),),
     arms={_NONE: NO_NORM, _BATCH: batch_norms(), _RENORM: batch_renorms(), _LAYER: layer_norms()},
     measure=measure,

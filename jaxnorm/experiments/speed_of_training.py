@@ -13,6 +13,7 @@ from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import Bars, Experiment, Found, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Noise, Norm, batch_norms
 from jaxnorm.experiments._options import Option, count, rate_below_one
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, SRIVASTAVA
 from jaxnorm.experiments._sweep import sweep
 from jaxnorm.training import TrainState, make_eval_step
 
@@ -56,10 +57,8 @@ def _ratio(over: str, under: str) -> Callable[[Found], np.ndarray]:
 EXPERIMENT = Experiment(
     claim="Batch norm and dropout speed up training; with batch norm, dropout can go",
     sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, https://arxiv.org/abs/1502.03167",
-        'Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from '
-        'overfitting", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html',
+        IOFFE_SZEGEDY,
+        SRIVASTAVA,
     ),
     options=(
         Option("steps", count, 2000, 800, "most steps of gradient descent; a fifth of them with batch norm"),

@@ -14,6 +14,7 @@ from jaxnorm.experiments._experiment import Axis, Bound, Experiment, Found, Line
 from jaxnorm.experiments._mlp import MLP, Noise, batch_norms
 from jaxnorm.experiments._options import Option, count
 from jaxnorm.experiments._shift import measure_shift
+from jaxnorm.experiments._sources import LI
 from jaxnorm.experiments._training import accuracy, adam, grid, over_seeds, train, ungrid
 from jaxnorm.training import TrainState
 
@@ -76,10 +77,7 @@ _CLOSED = np.array([li_shift_ratio(0.0, 1.0, uniform_noise_variance(beta)) for b
 _AXIS = Axis("beta", lambda _: BETAS)
 EXPERIMENT = Experiment(
     claim="Uniform dropout (Uout) shifts variances as dropout of equal variance of noise does",
-    sources=(
-        'Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR '
-        "2019, https://arxiv.org/abs/1801.05134",
-    ),
+    sources=(LI,),
     options=(
         Option("depth", count, 6, 6, "number of hidden layers, of 100 units"),
         Option("epochs", count, 40, 10, "passes over the 1,297 training images, of 20 steps each"),

@@ -16,6 +16,7 @@ from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines
 from jaxnorm.experiments._mlp import MLP, NO_NORM, Noise, Params, Place, Stats, batch_norms
 from jaxnorm.experiments._options import Option, count, rate_below_one
 from jaxnorm.experiments._shift import Shift, measure_shift
+from jaxnorm.experiments._sources import LI
 from jaxnorm.experiments._training import accuracy, adam, train
 from jaxnorm.statistics import precise_stats
 from jaxnorm.training import cross_entropy
@@ -117,10 +118,7 @@ def _off(found: Found) -> np.ndarray:
 _LAYERS = Axis("batch norm, from the input", lambda options: np.arange(1, options.depth + 1))
 EXPERIMENT = Experiment(
     claim="Dropout before batch norm shifts the variance between training and inference",
-    sources=(
-        'Li, Chen, Hu, Yang, "Understanding the disharmony between dropout and batch normalization by variance shift", CVPR '
-        "2019, https://arxiv.org/abs/1801.05134",
-    ),
+    sources=(LI,),
     options=(
         Option("rate", rate_below_one, 0.5, 0.5, "probability of dropping"),
         Option("depth", count, 8, 6, "number of hidden layers"),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxnorm import batch_norm, decorrelated_batch_norm, init_batch_norm, init_decorrelated_batch_norm, iterative_norm
 from jaxnorm.experiments._experiment import Axis, Bars, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most, once
 from jaxnorm.experiments._options import Option, count
+from jaxnorm.experiments._sources import IOFFE_SZEGEDY, part_of
 from jaxnorm.experiments._training import over_seeds
 
 _NORM, _ZCA, _TEXTBOOK = "batch norm", "ZCA", "ZCA without epsilon"
@@ -109,8 +110,7 @@ _AXIS = Axis("batch size m", lambda options: _SIZES, log=True)
 EXPERIMENT = Experiment(
     claim="Whitening decorrelates too, but a batch smaller than the channels is singular",
     sources=(
-        'Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift", ICML '
-        "2015, section 3, https://arxiv.org/abs/1502.03167",
+        part_of(IOFFE_SZEGEDY, "section 3"),
         'Huang, Yang, Lang, Deng, "Decorrelated batch normalization", CVPR 2018, https://arxiv.org/abs/1804.08450',
         'Huang, Zhou, Zhu, Liu, Shao, "Iterative normalization: beyond standardization towards efficient whitening", CVPR 2019, '
         "https://arxiv.org/abs/1904.03441",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._mlp import Dense
-from jaxnorm.experiments._training import adam
+from jaxnorm.experiments._training import accuracy, adam
 from jaxnorm.training import TrainState, init_train_state, make_train_step
 
 Draw = Callable[[jax.Array], tuple[Any, Any]]
@@ -99,12 +99,6 @@ def fit(
     return jax.lax.scan(lambda state, key: (step(state, draw(key))[0], None), state, jax.random.split(draw_key, steps))[0]
 
 
-def accuracy(apply: Callable[..., Any], state: TrainState, batch: tuple[Any, jax.Array]) -> jax.Array:
-    """Returns the share of a batch that is classified rightly; in inference, which draws nothing."""
-    outputs, _ = apply(state.key, state.params, state.stats, batch[0], train=False)
-    return jnp.mean(jnp.argmax(outputs, -1) == batch[1])
-
-
 def largest(x: jax.Array) -> jax.Array:
     """Returns the largest element; infinity where one is no number, which a maximum on CPUs passes over."""
     return jnp.max(jnp.where(jnp.isnan(x), jnp.inf, x))
@@ -121,9 +115,10 @@ def classifier(
 
     def run(key: jax.Array, on: jax.Array, steps: int) -> Mapping[str, jax.Array]:
         data_key, init_key, train_key, own_key = jax.random.split(key, 4)
-        draw, test = task(data_key)
+        draw, (x, labels) = task(data_key)
         model = partial(apply, on)
         state = fit(model, train_key, init(init_key), draw, steps, learning_rate)
-        return {"score": accuracy(model, state, test), "invariant": invariant(own_key, state.params, state.stats, test[0])}
+        logits, _ = model(state.key, state.params, state.stats, x, train=False)
+        return {"score": accuracy(logits, labels), "invariant": invariant(own_key, state.params, state.stats, x)}
 
     return run

@@ -9,9 +9,10 @@ from jax import lax
 from jaxnorm import drop_path, init_layer_norm, layer_norm
 from jaxnorm.experiments._mlp import Dense
 from jaxnorm.experiments._models._model import Model, classifier, dense, digits, init_dense, largest, taken
+from jaxnorm.experiments._models._rows import STEPS, Params, classify, embed, init_params
 from jaxnorm.schedules import linear_rates
 
-BLOCKS, SUBLAYERS, WIDTH, STEPS, RATE = 3, 3, 32, 8, 0.1
+BLOCKS, SUBLAYERS, WIDTH, RATE = 3, 3, 32, 0.1
 
 
 class Block(NamedTuple):
@@ -24,15 +25,6 @@ class Block(NamedTuple):
     norms: Any
 
 
-class Params(NamedTuple):
-    """The embedding of a row, that of its place, the blocks, stacked, and the classifier."""
-
-    embedding: Dense
-    places: jax.Array
-    blocks: Block
-    classifier: Dense
-
-
 def init(key: jax.Array) -> tuple[Params, Any]:
     """Returns parameters."""
 
@@ -43,10 +35,7 @@ def init(key: jax.Array) -> tuple[Params, Any]:
         pointwise, attention, last = (init_dense(own, WIDTH, size * WIDTH) for own, size in zip(keys[1:], (1, 3, 1), strict=True))
         return Block(taps, pointwise, attention, last, norms)
 
-    keys = jax.random.split(key, 4)
-    places = jax.random.normal(keys[1], (STEPS, WIDTH))
-    blocks = jax.vmap(block)(jax.random.split(keys[2], BLOCKS))
-    return Params(init_dense(keys[0], 8, WIDTH), places, blocks, init_dense(keys[3], WIDTH, 10)), ()
+    return init_params(key, block, BLOCKS, WIDTH), ()
 
 
 def sublayers(layer: Block, number: int, x: jax.Array) -> jax.Array:
@@ -73,9 +62,8 @@ def apply(on: jax.Array, key: jax.Array, params: Params, stats: Any, x: jax.Arra
         return h, None
 
     rates = jnp.asarray(linear_rates(RATE, BLOCKS * SUBLAYERS, first_is_zero=False)).reshape(BLOCKS, SUBLAYERS)
-    h = dense(params.embedding, x) + params.places
-    h, _ = lax.scan(block, h, (params.blocks, jax.random.split(key, BLOCKS), rates))
-    return dense(params.classifier, h.mean(1)), stats
+    h, _ = lax.scan(block, embed(params, x), (params.blocks, jax.random.split(key, BLOCKS), rates))
+    return classify(params, h), stats
 
 
 def invariant(key: jax.Array, params: Params, stats: Any, x: jax.Array) -> jax.Array:

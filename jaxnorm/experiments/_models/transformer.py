@@ -9,8 +9,9 @@ from jax import lax
 from jaxnorm import dropout, dynamic_tanh, init_dynamic_tanh, init_layer_norm, layer_norm, rms_norm
 from jaxnorm.experiments._mlp import Dense
 from jaxnorm.experiments._models._model import Model, classifier, dense, digits, init_dense, largest
+from jaxnorm.experiments._models._rows import STEPS, Params, classify, embed, init_params
 
-BLOCKS, WIDTH, HEADS, RATE, STEPS = 4, 32, 2, 0.1, 8
+BLOCKS, WIDTH, HEADS, RATE = 4, 32, 2, 0.1
 
 
 class Block(NamedTuple):
@@ -19,15 +20,6 @@ class Block(NamedTuple):
     attention: tuple[Dense, Dense]
     feed_forward: tuple[Dense, Dense]
     norms: Any
-
-
-class Params(NamedTuple):
-    """The embedding of a row, that of its place, the blocks, stacked, and the classifier."""
-
-    embedding: Dense
-    places: jax.Array
-    blocks: Block
-    classifier: Dense
 
 
 def init(key: jax.Array) -> tuple[Params, Any]:
@@ -39,10 +31,7 @@ def init(key: jax.Array) -> tuple[Params, Any]:
         norm = init_layer_norm(WIDTH), init_dynamic_tanh(WIDTH).alpha
         return Block((layers[0], layers[1]), (layers[2], layers[3]), jax.tree.map(lambda a: jnp.stack([a, a]), norm))
 
-    keys = jax.random.split(key, 4)
-    blocks = jax.vmap(block)(jax.random.split(keys[2], BLOCKS))
-    places = jax.random.normal(keys[1], (STEPS, WIDTH))
-    return Params(init_dense(keys[0], 8, WIDTH), places, blocks, init_dense(keys[3], WIDTH, 10)), ()
+    return init_params(key, block, BLOCKS, WIDTH), ()
 
 
 def normed(on: jax.Array, params: Any, x: jax.Array) -> jax.Array:
@@ -68,14 +57,14 @@ def apply(on: jax.Array, key: jax.Array, params: Params, stats: Any, x: jax.Arra
         y = dense(layer.feed_forward[1], jax.nn.relu(dense(layer.feed_forward[0], h)))
         return normed(on[0], second, h + drop(keys[2], y)), None
 
-    h, _ = lax.scan(block, dense(params.embedding, x) + params.places, (params.blocks, jax.random.split(key, BLOCKS)))
-    return dense(params.classifier, h.mean(1)), stats
+    h, _ = lax.scan(block, embed(params, x), (params.blocks, jax.random.split(key, BLOCKS)))
+    return classify(params, h), stats
 
 
 def invariant(key: jax.Array, params: Params, stats: Any, x: jax.Array) -> jax.Array:
     """Returns how far the layer norms' outputs move as what they are given is doubled and 1 is added."""
     affine, _ = jax.tree.map(lambda a: a[-1, -1], params.blocks.norms)
-    h = dense(params.embedding, x) + params.places
+    h = embed(params, x)
     return largest(jnp.abs(layer_norm(affine, 2 * h + 1) - layer_norm(affine, h)))
 
 
