@@ -18,9 +18,10 @@ def intercepting(interceptor: Callable[..., Any], settings: Hashable) -> Iterato
 
     Args:
       interceptor: as there.
-      settings: what tells this interceptor from others, and all that it does depends on.
+      settings: what tells this interceptor from others, and all that it does depends on. Where that has no hash, an `object()`
+        of its own for each time makes that nothing is found again.
     """
-    with _called(settings), linen.intercept_methods(interceptor):
+    with _called((*_called.value, settings)), linen.intercept_methods(interceptor):
         yield
 
 

@@ -7,6 +7,7 @@ import jax
 from flax import linen, nnx
 
 from jaxnorm._conversion import path_filter
+from jaxnorm._told import intercepting
 
 Hook = Callable[[str, Any], Any]
 """From the path of a module and what it returns to what is returned in its place."""
@@ -103,7 +104,7 @@ def _runner(model: Any, arguments: dict[str, Any]) -> Callable[[Any, Hook], Any]
                 y, path = call(*args, **kwargs), "/".join(context.module.path)
                 return hook(path, y) if path and context.method_name == "__call__" else y
 
-            with linen.intercept_methods(intercept):
+            with intercepting(intercept, object()):  # the masks are of this call
                 return module.apply(variables, x, **arguments)
 
         return run_linen

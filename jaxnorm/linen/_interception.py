@@ -5,13 +5,11 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-import jax
 from flax import linen as nn
 
 from jaxnorm._adoption import AdoptedLayer, Adoption, public_name
+from jaxnorm._told import intercepting
 
-# In which contexts a program was traced is part of the key by which jit finds it again.
-_traced_in = jax.make_user_context(())
 _here = threading.local()  # as Flax's interceptors are
 
 
@@ -40,10 +38,10 @@ def calling_others(stand_for: Callable[[Any, str], Stand | None], settings: Hash
       what: begins the error at the end if modules ran and none was replaced.
     """
     around = _contexts()
-    own = _Calls(stand_for, settings)
+    own = _Calls(stand_for)
     _here.contexts = (own, *around)
     try:
-        with _traced_in(tuple(context.settings for context in _here.contexts)), nn.intercept_methods(own.follow):
+        with intercepting(own.follow, settings):
             yield own.report
     finally:
         _here.contexts = around
@@ -58,9 +56,8 @@ def _contexts() -> tuple["_Calls", ...]:
 class _Calls:
     """What a context does with the calls of modules' methods, all of which come by here."""
 
-    def __init__(self, stand_for: Callable[[Any, str], Stand | None], settings: Hashable) -> None:
+    def __init__(self, stand_for: Callable[[Any, str], Stand | None]) -> None:
         self.report = Adoption()
-        self.settings = settings
         self.has_run = self.has_replaced = False  # also in contexts within
         self._stand_for = stand_for
         self._model = ""

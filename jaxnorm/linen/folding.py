@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 
 from jaxnorm._checks import check_type
+from jaxnorm._told import intercepting
 from jaxnorm._types import AffineParams, RunningStats
 from jaxnorm.folding._model import fold_model
 from jaxnorm.folding._norms import Norm, Recorder, check_running, split_arguments
@@ -76,7 +77,7 @@ class Folded(nn.Module):
             shift = module.get_variable("params", "bias") if module.has_variable("params", "bias") else None
             return self.norms[path].add(x, shift, residual)
 
-        with nn.intercept_methods(intercept):
+        with intercepting(intercept, ("folded", self.path, self.norms)):
             return self.held.module.clone(parent=self.scope)(*args, **kwargs)  # with this one's variables as its own
 
 
@@ -161,7 +162,7 @@ def fold(
 
     def run(leaves: Sequence[Any], values: Sequence[Any]) -> Any:
         args, kwargs = filled(values)
-        with nn.intercept_methods(intercept):
+        with intercepting(intercept, object()):  # what is recorded is of this trace
             return model.apply(jax.tree.unflatten(given, leaves), *args, **kwargs)
 
     def constants(path: str) -> tuple[AffineParams, RunningStats, Any]:

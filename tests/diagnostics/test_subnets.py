@@ -102,6 +102,20 @@ def test_units_of_a_linen_model_are_those_that_its_dropout_drops(layers: Any) ->
     assert_allclose(predict({}, DATA), net.apply(variables, DATA, train=False), rtol=1e-6)
 
 
+def test_units_of_a_part_that_was_compiled_before_are_those_of_each_call() -> None:
+    net = nn.Sequential([nn.jit(nn.Dense)(6), nn.Dense(3)])
+    variables = net.init(jax.random.key(0), DATA)
+    expected = net.apply(variables, DATA)
+    predict, units = masked_model(net.bind(variables), DATA[:1], "layers_0")
+    assert units == {"layers_0": 6}
+    last = variables["params"]["layers_1"]
+    h = nn.Dense(6).apply({"params": variables["params"]["layers_0"]}, DATA)
+    for mask in (MASK, jnp.zeros(6), jnp.ones(6)):
+        found = predict({"layers_0": mask}, DATA)
+        assert_allclose(found, h * mask[None] @ last["kernel"] + last["bias"][None], rtol=1e-5, atol=1e-6)
+    assert_allclose(net.apply(variables, DATA), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("layers", [(nnx.BatchNorm, nnx.Dropout), (jaxnorm.nnx.BatchNorm, jaxnorm.nnx.Dropout)])
 def test_units_of_an_nnx_model_are_those_that_its_dropout_drops(layers: Any) -> None:
     net = nnx_net(*layers)

@@ -157,6 +157,25 @@ def test_layers_within_jit_and_remat() -> None:
     assert_allclose(jax.jit(folded.apply)(variables, X), expected, rtol=1e-5, atol=1e-5)
 
 
+class Normed(nn.Module):
+    """A dense layer and a batch norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return norm()(nn.Dense(4)(x))
+
+
+def test_a_part_that_was_compiled_before_is_folded_and_left_as_it_was() -> None:
+    compiled = nn.jit(Normed)
+    net = Net(lambda x: nn.relu(compiled()(x)))
+    variables = variables_of(net, X)
+    expected = net.apply(variables, X)
+    folded, new, report = jaxnorm.linen.fold(net, variables, X)
+    assert not report.left
+    assert_allclose(folded.apply(new, X), expected, rtol=1e-5, atol=1e-5)
+    assert_allclose(net.apply(variables, X), expected, rtol=1e-6)
+
+
 def test_parts_that_are_fields_or_made_in_setup() -> None:
     class Outer(nn.Module):
         part: nn.Module
