@@ -41,8 +41,9 @@ from jaxnorm._checks import (
     check_where,
     is_concrete,
 )
-from jaxnorm._moments import AxisName, before, combine_moments, from_devices, moments
+from jaxnorm._moments import AxisName, before, combine_moments, moments
 from jaxnorm._normalize import inverse_deviation, rescale
+from jaxnorm._parts import Statistic, pooled
 from jaxnorm._running import update_running
 from jaxnorm._types import AffineParams, Moments, real_dtype, wide_dtype
 
@@ -115,29 +116,18 @@ class BatchCall:
         wide = wide_dtype(self.x.dtype)
         return jax.tree.map(lambda part: part.astype(wide if jnp.iscomplexobj(part) else real_dtype(wide)), self.state)
 
-    @property
-    def pooling(self) -> Mapping[str, Any]:
-        """What a statistic must know besides x and its axes."""
-        return {
-            "near": getattr(self.state, "mean", None),
-            "where": self.where,
-            "axis_name": self.axis_name,
-            "axis_index_groups": self.axis_index_groups,
-        }
-
     def moments(self, wide: jax.Array) -> Moments:
         """Returns the moments of the batch, through whose `widened` x gradients flow."""
-        return moments(self.x, self.axes, wide=wide, **self.pooling)
+        near = getattr(self.state, "mean", None)
+        return self.pooled(moments(self.x, self.axes, near=near, wide=wide, where=self.where))
 
     def moments_of_examples(self, wide: jax.Array) -> Moments:
         """Returns the moments of every example, likewise, with the axis of the batch first; they are not pooled over devices."""
         return moments(self.x, self.positions, wide=wide, where=self.where)
 
-    def over_devices(self, own: Moments) -> Moments:
-        """Returns the moments of all devices' batches, from those of this one's."""
-        if self.axis_name is None:
-            return own
-        return combine_moments(from_devices(own, self.axis_name, self.axis_index_groups))
+    def pooled(self, own: Statistic, combine: Callable[[Statistic], Statistic] = combine_moments) -> Statistic:
+        """Returns a statistic of all devices' batches, from that of this one's; `combine` is as in `_parts.pooled`."""
+        return pooled(own, combine, self.axis_name, self.axis_index_groups)
 
     def counted(self, n: jax.Array, batch: Any, running: Any) -> Any:
         """Returns statistics of the batch, but running ones where nothing is counted; n has their leading axes."""

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnorm._axes import explicit_sharding, other_axes
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Found, around_the_mean, combine_means, count, from_devices, is_near, select, shift_along
+from jaxnorm._moments import Found, around_the_mean, combine_means, count, is_near, select, shift_along
 from jaxnorm._types import widened
 
 
@@ -30,10 +30,8 @@ def covariances(
     near: jax.Array,
     wide: jax.Array | None = None,
     where: jax.Array | None = None,
-    axis_name: AxisName = None,
-    axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Covariances:
-    """Returns `mean = sum(x) / n` and `cov = sum((x - mean) (x - mean)^T) / n` over `axes`, pooled over devices.
+    """Returns `mean = sum(x) / n` and `cov = sum((x - mean) (x - mean)^T) / n` over `axes`.
 
     Args:
       x: array of real numbers, of which the two axes that are not in `axes` are the groups and the channels in a group.
@@ -41,15 +39,12 @@ def covariances(
       near: a guess at the mean, `[G, g]`, as in `moments`.
       wide: `widened(x)`, as in `moments`.
       where: bool array of x's rank that broadcasts to x, with size 1 along groups and channels.
-      axis_name: name or names of mapped axes over which the moments are pooled, in one collective.
-      axis_index_groups: groups of indices along `axis_name` that are pooled separately.
     """
     axes = tuple(axes)
     n = jnp.squeeze(count(x, axes, where))  # for all channels, as where is
     wide = widened(x) if wide is None else wide
     mean, cov = _mean_and_cov(x, wide, where, jnp.maximum(n, 1), shift_along(x, axes, near), axes)
-    local = Covariances(mean, cov, n + jnp.zeros_like(mean[:, 0]))
-    return local if axis_name is None else combine_covariances(from_devices(local, axis_name, axis_index_groups))
+    return Covariances(mean, cov, n + jnp.zeros_like(mean[:, 0]))
 
 
 def combine_covariances(parts: Covariances) -> Covariances:

@@ -13,7 +13,7 @@ from jax import lax
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_number, is_concrete
 from jaxnorm._compiler import computed_from
-from jaxnorm._moments import AxisName, Mean, combine_mean, count, from_devices, select, shift_along
+from jaxnorm._moments import AxisName, Mean, combine_mean, count, select, shift_along
 from jaxnorm._types import AffineParams, LpStats, RunningMean, widened
 
 
@@ -296,11 +296,14 @@ def _deviation(call: BatchCall, wide: jax.Array, center: jax.Array, p: float) ->
         return jnp.sum(distance**p, axes) / n
 
     local = computed_from(power, call.x, wide, call.where, center, unit, jnp.maximum(n, 1))
-    if call.axis_name is not None:
-        parts = from_devices(Mean(local, n + jnp.zeros_like(local)), call.axis_name, call.axis_index_groups)
-        local = jnp.max(parts.value, 0) if is_largest else combine_mean(parts).value
-    root = local if is_largest else jnp.where(local > 0, jnp.where(local > 0, local, 1) ** (1 / p), 0)
+    whole, _ = call.pooled(Mean(local, n + jnp.zeros_like(local)), _combine_largest if is_largest else combine_mean)
+    root = whole if is_largest else jnp.where(whole > 0, jnp.where(whole > 0, whole, 1) ** (1 / p), 0)
     return unit * root
+
+
+def _combine_largest(parts: Mean) -> Mean:
+    """Returns the largest number of parts that are stacked along the first axis, and how many elements it is of."""
+    return Mean(jnp.max(parts.value, 0), jnp.sum(parts.n, 0))
 
 
 def _of_normal_data(p: float, n: jax.Array) -> jax.Array | float:

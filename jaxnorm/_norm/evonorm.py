@@ -704,7 +704,7 @@ def _evonorm_b(call: BatchCall, *, kind: str, unbiased: bool) -> tuple[jax.Array
 
 def _of_batch(call: BatchCall, own: Moments, unbiased: bool) -> tuple[RunningVar, RunningVar]:
     """Returns the variance of the batch, from the moments of its examples, and the new state."""
-    batch = call.over_devices(combine_moments(own))
+    batch = call.pooled(combine_moments(own))
     seen = call.counted(batch.n, RunningVar(batch.var), call.running)
     return seen, call.averaged(batch.n, RunningVar(to_average(batch.var, batch.n, unbiased)))
 

@@ -488,7 +488,7 @@ def _domain_batch_norm(
 
     def trained(call: BatchCall) -> tuple[jax.Array, Moments]:
         wide = widened(call.x)
-        found = call.over_devices((_pooled if call.positions else _summed)(call, kinds, wide))
+        found = call.pooled((_pooled if call.positions else _summed)(call, kinds, wide))
         seen = call.counted(found.n, RunningStats(found.mean, found.var), call.running)
         return output(call, kinds, seen, wide=wide), found
 

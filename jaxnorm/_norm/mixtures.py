@@ -27,7 +27,7 @@ from jaxnorm._checks import (
     check_where,
 )
 from jaxnorm._compiler import recomputed
-from jaxnorm._moments import AxisName, Mean, combine_mean, combine_moments, from_devices, moments, to_average
+from jaxnorm._moments import AxisName, Mean, combine_mean, combine_moments, moments, to_average
 from jaxnorm._normalize import inverse_deviation, rescale
 from jaxnorm._types import (
     AffineParams,
@@ -542,7 +542,7 @@ def _batch_of(call: BatchCall, own: Moments | None, unbiased: bool) -> tuple[Run
     """Returns the statistics of the batch that are used, and the new state; own moments are given in training alone."""
     if own is None:
         return call.running, call.state
-    batch = call.over_devices(combine_moments(own))
+    batch = call.pooled(combine_moments(own))
     seen = call.counted(batch.n, RunningStats(batch.mean, batch.var), call.running)
     return seen, call.averaged(batch.n, RunningStats(batch.mean, to_average(batch.var, batch.n, unbiased)))
 
@@ -613,17 +613,20 @@ def _tracked_instance_norm(call: BatchCall, *, unbiased: bool) -> tuple[jax.Arra
         y = call.normalize(own.mean, var, axes=call.positions, feature_axes=call.channels, wide=wide)
         counts = (own.n > 0).astype(own.n.dtype)
         mean, variance = (combine_mean(Mean(part, counts)) for part in (own.mean, to_average(own.var, own.n, unbiased)))
-        if call.axis_name is not None:
-            here = Moments(mean.value, variance.value, mean.n)
-            parts = from_devices(here, call.axis_name, call.axis_index_groups)
-            mean, variance = (combine_mean(Mean(part, parts.n)) for part in (parts.mean, parts.var))
-        return y, call.averaged(mean.n, RunningStats(mean.value, variance.value))
+        batch = call.pooled(Moments(mean.value, variance.value, mean.n), _combine_alike)
+        return y, call.averaged(batch.n, RunningStats(batch.mean, batch.var))
 
     def inference() -> tuple[jax.Array, RunningStats]:
         return call.normalize(*call.running), call.state
 
     with jax.named_scope("jaxnorm.tracked_instance_norm"):
         return call.run(training, inference)
+
+
+def _combine_alike(parts: Moments) -> Moments:
+    """Returns the mean of the means and that of the variances of examples, of parts that are stacked along the first axis."""
+    mean, variance = (combine_mean(Mean(part, parts.n)) for part in (parts.mean, parts.var))
+    return Moments(mean.value, variance.value, mean.n)
 
 
 @functools.partial(jax.jit, static_argnames=("channels", "dtype"))

@@ -17,7 +17,7 @@ from jaxnorm._axes import check_one_axis, merge_axes, other_axes, split_axis
 from jaxnorm._batch_layer import BatchCall, checked_call, init_batch_layer
 from jaxnorm._checks import Scalar, check_groups, check_size
 from jaxnorm._compiler import recomputed
-from jaxnorm._covariance import covariances
+from jaxnorm._covariance import combine_covariances, covariances
 from jaxnorm._inverse_root import inverse_root, newton_root
 from jaxnorm._moments import AxisName, to_average
 from jaxnorm._normalize import valid
@@ -332,7 +332,8 @@ def _whitened_batch(
 
     def training() -> tuple[jax.Array, CovarianceStats]:
         wide = widened(call.x)
-        batch = covariances(call.x, call.axes, wide=wide, **call.pooling)
+        own = covariances(call.x, call.axes, near=call.state.mean, wide=wide, where=call.where)
+        batch = call.pooled(own, combine_covariances)
         seen = call.counted(batch.n, CovarianceStats(batch.mean, batch.cov), call.running)
         new = call.averaged(batch.n, CovarianceStats(batch.mean, to_average(batch.cov, batch.n, unbiased)))
         return whitened(wide, *seen), new._replace(mean=merge_axes(new.mean, 0, whole.state.mean))
