@@ -13,10 +13,10 @@ import jaxnorm
 PACKAGE = Path(jaxnorm.__file__).parent
 LAYERS = (  # a module may import from layers above its own, and from modules of its own layer or folder
     ("_types", "_checks", "_axes", "_compiler", "_tables"),
-    ("_moments", "_covariance", "_inverse_root", "_normalize", "_running", "_batch_layer", "_sample_layer"),
+    ("_moments", "_covariance", "_inverse_root", "_normalize", "_running", "_parts", "_batch_layer", "_sample_layer"),
     ("_bits", "_packed_bits", "_spread_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),
-    ("_modules", "_noise_modules", "_attention", "_adoption", "_conversion", "_progress", "_told"),
+    ("_modules", "_noise_modules", "_attention", "_adoption", "_conversion", "_picture", "_progress", "_told"),
     (
         "linen",
         "nnx",

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from jaxnorm import _picture as picture
 from jaxnorm.benchmarks._cases import BASELINE, OURS, PEER
 from jaxnorm.benchmarks._tables import Result, by_row, format_number, nanoseconds, shape_of
-from jaxnorm.experiments import _picture as picture
 from jaxnorm.experiments._report import Results
 
 _COLORS = {OURS: picture.BLUE, PEER: "#c4c4c4", BASELINE: picture.BLACK}

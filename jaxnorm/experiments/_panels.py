@@ -7,16 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxnorm.experiments import _picture as picture
+from jaxnorm import _picture as picture
 from jaxnorm.experiments._experiment import Bars, Experiment, Found, Lines, Options, Quantity, settings
 from jaxnorm.experiments._report import spread
 from jaxnorm.experiments._tables import places
 from jaxnorm.experiments._verdict import Decision, verdict
 
-_COLORS = (
-    picture.BLACK, picture.VERMILION, picture.BLUE, picture.GREEN, picture.ORANGE, picture.PURPLE, picture.SKY, picture.GRAY,
-)  # fmt: skip
-_MARKERS = "osD^vPX*"  # beside the colors, so that none must be told from another
 _WIDTH = 13.33
 _LETTERS = 110  # of the titles of all panels side by side
 
@@ -24,7 +20,7 @@ _LETTERS = 110  # of the titles of all panels side by side
 def save(path: Path, experiment: Experiment, found: Found, decisions: Sequence[Decision], options: Options) -> None:
     """Writes the picture: the claim, its verdict and figures above, the panels side by side, the options below."""
     quantities = {quantity.name: quantity for quantity in experiment.quantities}
-    colors = {arm: _COLORS[number % len(_COLORS)] for number, arm in enumerate(found)}
+    colors = {arm: picture.COLORS[number % len(picture.COLORS)] for number, arm in enumerate(found)}
     bars = max((len(found) for panel in experiment.panels if isinstance(panel, Bars)), default=0)
 
     def draw(figure: Any) -> None:
@@ -83,7 +79,7 @@ def _draw_lines(axes: Any, quantity: Quantity, found: Found, colors: dict[str, s
         if quantity.log:
             low = np.maximum(low, values.min(0))  # not below 0
         every = max(1, len(x) // 12)
-        axes.plot(x, mean, color=colors[arm], marker=_MARKERS[number % len(_MARKERS)], markevery=every, label=arm)
+        axes.plot(x, mean, color=colors[arm], marker=picture.MARKERS[number % len(picture.MARKERS)], markevery=every, label=arm)
         axes.fill_between(x, low, mean + deviation, color=colors[arm], alpha=0.2, linewidth=0)
     if quantity.axis.log:
         picture.plain_log_axis(axes.xaxis)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnorm import _picture as picture
 from jaxnorm import dropout
-from jaxnorm.experiments import _picture as picture
 from jaxnorm.experiments._experiment import Axis, Drawing, Experiment, Found, Lines, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._options import Option, count, rate_below_one
 from jaxnorm.experiments._training import over_seeds, train

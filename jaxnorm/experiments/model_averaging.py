@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm import _picture as picture
 from jaxnorm import apply_mask, dropout, dropout_mask
-from jaxnorm.experiments import _picture as picture
 from jaxnorm.experiments._digits import load_digits
 from jaxnorm.experiments._experiment import (
     Axis,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.experiments import _picture as picture
+from jaxnorm import _picture as picture
 from jaxnorm.experiments._experiment import Drawing, Experiment, Found, Options, Part, Quantity, at_least, at_most
 from jaxnorm.experiments._models import (
     attention,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxnorm.experiments._picture import save_picture
+from jaxnorm._picture import save_picture
 from jaxnorm.experiments._report import Results, Table, WriteError, markdown_page, write_csv
 
 LONG = [[number] for number in range(10_000)]

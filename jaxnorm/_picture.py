@@ -1,4 +1,4 @@
-"""Pictures for talks: one look for all experiments."""
+"""Pictures for talks: one look for all of them."""
 
 import io
 import textwrap
@@ -9,6 +9,10 @@ from typing import Any
 BLACK, GRAY, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#222222", "#8a8a8a", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7",
 )  # fmt: skip
+COLORS = BLACK, VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, GRAY
+"""In the order in which curves take them."""
+MARKERS = "osD^vPX*"
+"""Beside the colors, so that none must be told from another."""
 _LETTERS = 7.2  # of a title, in an inch
 _DPI = 150  # 2,000 pixels for the width of a page
 _SHADES = 128  # of all colors: a picture of few colors takes a third of the bytes
@@ -34,21 +38,34 @@ _STYLE: Any = {
 }
 
 
-def save_picture(path: Path, draw: Any, *, title: str, size: tuple[float, float]) -> None:
-    """Writes a PNG: `draw(figure)` fills it below its title, which should say what was found."""
+def make_picture(draw: Any, *, title: str, size: tuple[float, float]) -> Any:
+    """Returns a figure: `draw(figure)` fills it below its title, which should say what was found."""
     import matplotlib  # of the extra `demo`, and slow to import
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from PIL import Image  # which matplotlib needs
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
+        figure = Figure(figsize=size, dpi=_DPI, layout=ConstrainedLayoutEngine(h_pad=0.1))
         lines = textwrap.fill(title, int(_LETTERS * size[0]))
         figure.suptitle(lines, x=0.01, ha="left", fontsize=16, fontweight="bold")
         draw(figure)
-        pixels = io.BytesIO()
-        figure.savefig(pixels, format="png", dpi=_DPI, facecolor="white")
-    Image.open(pixels).convert("RGB").quantize(_SHADES, dither=Image.Dither.NONE).save(path, optimize=True)
+        figure.draw_without_rendering()  # ticks take their style when they are first drawn
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """Returns a figure as a PNG of few colors."""
+    from PIL import Image  # which matplotlib needs
+
+    pixels, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(pixels, format="png", facecolor="white")
+    Image.open(pixels).convert("RGB").quantize(_SHADES, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
+
+
+def save_picture(path: Path, draw: Any, *, title: str, size: tuple[float, float]) -> None:
+    """Writes a PNG of what `make_picture` makes."""
+    path.write_bytes(png(make_picture(draw, title=title, size=size)))
 
 
 def plain_log_axis(axis: Any) -> None:
