@@ -37,6 +37,8 @@ def test_a_log_has_a_line_at_the_beginning_one_every_half_minute_and_one_at_the_
     assert "\r" not in err
     assert [line.partition("/100")[0].split()[-1] for line in lines] == ["0", "30", "60", "90", "100"]
     assert all(line == line.strip() and line.isascii() for line in lines)
+    assert "[00:30<01:10," in lines[1]  # time taken and left
+    assert "1.00step/s" in lines[1]
     assert lines[-1].startswith("epoch 1: 100%")
     assert "loss=99" in lines[-1]
 

@@ -26,6 +26,7 @@ from jaxnorm.diagnostics.drift import StatisticsDrift, statistics_drift
 from jaxnorm.diagnostics.gradients import GradientNoise, GradientNorms, gradient_noise, gradient_norms, layer_names
 from jaxnorm.diagnostics.internal_covariate_shift import InternalCovariateShift, internal_covariate_shift
 from jaxnorm.diagnostics.landscape import LossLandscape, loss_landscape
+from jaxnorm.diagnostics.layer_metrics import layer_metrics
 from jaxnorm.diagnostics.masked_model import MaskedModel, masked_model
 from jaxnorm.diagnostics.models import model_loss, model_outputs
 from jaxnorm.diagnostics.noise import (
@@ -58,6 +59,7 @@ __all__ = [
     "gradient_noise",
     "gradient_norms",
     "internal_covariate_shift",
+    "layer_metrics",
     "layer_names",
     "li_dense_shift_ratio",
     "li_shift_ratio",

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from jaxnorm._checks import check_key, check_type
-from jaxnorm.training.state import PyTree
-from jaxnorm.training.steps import Apply
+from jaxnorm.training.state import Apply, PyTree
 
 
 def linen_apply(module: linen.Module) -> Apply:

@@ -73,6 +73,16 @@ class Feed:
                 "give a function batches(epoch) that returns an iterable"
             )
 
+    def groups(self, epoch: int, size: int, divided: Callable[[int], bool]) -> Iterator[list[Batch]]:
+        """Gives the batches of an epoch, so many at once where `divided(size)` does not say that something comes between them.
+
+        A group begins at a multiple of its size, so that a run that is resumed has the groups of one that never stopped. Where
+        one is divided its batches come one by one; the last of an epoch may have fewer.
+        """
+        batches = self.epoch(epoch)
+        while group := list(islice(batches, size if self.batch % size == 0 and not divided(size) else 1)):
+            yield group
+
     def rewind(self) -> None:
         """Goes to the beginning of the next epoch."""
         self.batch = 0

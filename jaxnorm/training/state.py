@@ -1,5 +1,6 @@
 """The state of a training run."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,12 @@ from jax import lax
 from jaxnorm._checks import check_key
 
 PyTree = Any
+Apply = Callable[..., tuple[Any, PyTree]]
+"""A model: `apply(key, params, stats, x, *, train) -> (outputs, stats)`.
+
+The key is for dropout, and nothing is drawn from it with `train=False`. What `schedules` names comes as keyword arguments, in
+training only.
+"""
 
 
 class TrainState(NamedTuple):
@@ -92,10 +99,16 @@ def describe(tree: PyTree) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{a.dtype}[{','.join(map(str, a.shape))}]" for path, a in leaves}
 
 
-def differences(got: dict[str, str], expected: dict[str, str]) -> str:
-    """Returns what is wrong with a description in one line, the empty string if nothing is."""
+def differences(got: dict[str, str], expected: dict[str, str], *, shown: int = 3, between: str = "; ") -> str:
+    """Returns what is wrong with a description, the first so many differences, the empty string if there are none."""
     wrong = [f"{p or 'it'} is {got[p]} instead of {expected[p]}" for p in expected if p in got and got[p] != expected[p]]
     missing = [f"{p or 'an array'} ({expected[p]}) is missing" for p in expected if p not in got]
     extra = [f"{p or 'an array'} ({got[p]}) is unexpected" for p in got if p not in expected]
     found = wrong + missing + extra
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    more = [f"and {len(found) - shown} more"] if len(found) > shown else []
+    return between.join(found[:shown] + more)
+
+
+def is_key(leaf: jax.Array) -> bool:
+    """Whether an array holds typed keys, which are no numbers."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -154,12 +156,18 @@ def test_statistics_that_change_their_container(data):
 @pytest.mark.parametrize(
     "batch, error, message",
     [
-        (np.ones((4, 5)), TypeError, r"batch must be a pair \(x, labels\), got ndarray"),
-        ((np.ones((4, 5)), np.zeros(4, int), 0), TypeError, "got tuple of length 3"),
+        (np.ones((4, 5)), TypeError, r"batch must be \(x, labels\) or \(x, labels, weights\), got ndarray; unpack="),
+        (({"x": np.ones((4, 5))},), TypeError, "got tuple of length 1; unpack= takes them from another one"),
+        ((np.ones((4, 5)), np.zeros(4, int), 1.0), ValueError, "weights must begin with the axis of the examples, got a scalar"),
+        (
+            (np.ones((4, 5)), np.zeros(4, int), np.ones((4, 1))),
+            ValueError,
+            r"weights must be one for each example, shape \[4\], got shape \[4, 1\]",
+        ),
         (
             (np.ones((4, 5)), np.zeros(3, int)),
             ValueError,
-            "x and labels must have the same number of examples, got x 4, labels 3",
+            "the arrays of batch must have the same number of examples, got x 4, labels 3",
         ),
         (({"a": np.ones((4, 5)), "b": np.ones(2)}, np.zeros(4, int)), ValueError, r"x\['a'\] 4, x\['b'\] 2, labels 4"),
         ((np.ones((0, 5)), np.zeros(0, int)), ValueError, "batch must hold at least one example, got 0"),
@@ -182,6 +190,106 @@ def test_a_loss_that_is_not_per_example(data):
     step = make_train_step(linear, optax.sgd(0.1), loss=lambda outputs, labels: outputs.mean())
     with pytest.raises(ValueError, match=r"loss must return one value for each example, shape \[90\], got shape \[\]"):
         step(state, data)
+
+
+def second(outputs, labels):
+    return jax.lax.top_k(outputs, 2)[1][:, 1] == labels
+
+
+def test_a_batch_that_is_a_dict_with_weights_and_metrics_of_ones_own(net, data):
+    def apply(key, params, stats, x, *, train):
+        image, scale = x
+        return net.apply(key, params, stats, image * scale, train=train, rate=0.0)
+
+    batch = {"image": data[0] / 2, "scale": np.full((90, 1), 2, np.float32), "label": data[1], "weight": np.arange(90) % 4}
+    options = {"metrics": {"second": second}, "unpack": lambda b: ((b["image"], b["scale"]), b["label"], b["weight"])}
+    state, evaluate = start(net, optax.sgd(1.0)), jax.jit(make_eval_step(apply, **options))
+    new, metrics = jax.jit(make_train_step(apply, optax.sgd(1.0), **options))(state, batch)
+    assert metrics.keys() == {"loss", "accuracy", "second", "weight"}
+
+    def weighted_loss(params):
+        outputs, _ = net.apply(state.key, params, state.stats, data[0], train=True, rate=0.0)
+        return (batch["weight"] * cross_entropy(outputs, data[1])).sum() / batch["weight"].sum(), outputs
+
+    (loss, outputs), grads = jax.value_and_grad(weighted_loss, has_aux=True)(state.params)
+    wanted = {"loss": loss, "weight": batch["weight"].sum()}
+    for name, place in (("accuracy", -1), ("second", -2)):
+        wanted[name] = np.average(np.argsort(outputs, 1)[:, place] == data[1], weights=batch["weight"])
+    chex.assert_trees_all_close(metrics, jax.tree.map(jnp.float32, wanted), rtol=1e-5)
+    chex.assert_trees_all_close(new.params, jax.tree.map(jnp.subtract, state.params, grads), rtol=1e-5, atol=1e-6)
+
+    means = evaluate_batches(evaluate, state, [jax.tree.map(lambda a, i=i: a[i : i + 26], batch) for i in range(0, 90, 26)])
+    whole = evaluate(state, batch)
+    assert means.keys() == {"loss", "accuracy", "second"}
+    for name, mean in means.items():
+        np.testing.assert_allclose(mean, whole[name], rtol=1e-5)
+
+
+def test_rows_of_weight_0_are_nothing(net, data):
+    """The rows that fill up a batch: also where their loss is NaN, and where there is nothing else."""
+    padded = (np.concatenate([data[0], 9 * data[0][:6]]), np.concatenate([data[1], np.full(6, 77, np.int32)]))
+    weights = np.concatenate([np.ones(90), np.zeros(6)]).astype(np.float32)
+    state = init_train_state(jax.random.key(0), np.ones((5, 3), np.float32), (), optax.sgd(1.0))
+    step = jax.jit(make_train_step(linear, optax.sgd(1.0)))
+    expected, metrics = step(state, data)
+    new, of_padded = step(state, (*padded, weights))
+    np.testing.assert_allclose(new.params, expected.params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_padded["loss"], metrics["loss"], rtol=1e-6)
+    new, of_none = step(state, (*padded, 0 * weights))
+    np.testing.assert_array_equal(new.params, state.params)
+    assert of_none == {"loss": 0, "accuracy": 0, "weight": 0}
+    of_nothing = evaluate_batches(make_eval_step(linear), state, [(*padded, 0 * weights)])
+    assert of_nothing.keys() == {"loss", "accuracy"}
+    assert np.isnan(list(of_nothing.values())).all()
+
+
+def test_metrics_with_names_or_shapes_that_do_not_fit(data):
+    state = init_train_state(jax.random.key(0), jnp.ones((5, 3)), (), optax.sgd(0.1))
+    for make in (functools.partial(make_train_step, linear, optax.sgd(0.1)), functools.partial(make_eval_step, linear)):
+        with pytest.raises(
+            ValueError, match=r"other names than the step's own \(loss, accuracy, weight, skipped\), got \['loss'"
+        ):
+            make(metrics={"top2": second, "loss": second})
+        with pytest.raises(ValueError, match=r"mean must return one value for each example, shape \[90\], got shape \[\]"):
+            make(metrics={"mean": lambda outputs, labels: outputs.mean()})(state, data)
+        with pytest.raises(TypeError, match=r"unpack must return \(x, labels\) or \(x, labels, weights\), got dict$"):
+            make(unpack=lambda batch: {"x": batch[0]})(state, data)
+    with pytest.raises(TypeError, match="skip_not_finite must be True or False"):
+        make_train_step(linear, optax.sgd(0.1), skip_not_finite="no")
+
+
+@pytest.mark.parametrize("microbatches", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_300_steps_with_bad_batches_are_those_without(microbatches, net, data):
+    """Also where one microbatch of three is bad, and with an optimizer that counts and draws."""
+    optimizer = optax.chain(optax.add_noise(0.01, 0.5, 3), optax.adam(0.01))
+    options = {"microbatches": microbatches, "microbatch_stats": "pooled"}
+    step = jax.jit(make_train_step(net.apply, optimizer, skip_not_finite=True, **options), donate_argnums=0)
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(90)[:30] for _ in range(300)]
+    bad = rng.random(300) < 0.1
+
+    def train(with_bad):
+        state, skipped = jax.tree.map(jnp.copy, start(net, optimizer)), 0.0
+        for chosen, is_bad in zip(rows, bad, strict=True):
+            if is_bad:
+                x = data[0][chosen]
+                x[rng.integers(30), rng.integers(5)] = rng.choice([np.nan, np.inf])
+                if not with_bad:
+                    continue
+                state, metrics = step(state, (x, data[1][chosen]))
+                assert not np.isfinite(metrics["loss"])
+            else:
+                state, metrics = step(state, (data[0][chosen], data[1][chosen]))
+            skipped += float(metrics["skipped"])
+        return state, skipped
+
+    (state, skipped), (expected, none) = train(with_bad=True), train(with_bad=False)
+    assert (skipped, none) == (bad.sum(), 0)
+    assert skipped > 15
+    assert state.step == 300 - bad.sum()
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        is_key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        np.testing.assert_array_equal(*((jax.random.key_data(a), jax.random.key_data(b)) if is_key else (a, b)))
 
 
 def test_evaluation_uses_running_statistics_and_changes_nothing(net, data):
