@@ -5,9 +5,10 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,9 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    try:
+    with _ends_in_a_line(parser):
         return options.command(options)
-    except WriteError as error:
+
+
+@contextmanager
+def _ends_in_a_line(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Says in a line why the work came to no end, and gives that its exit status."""
+    try:
+        yield
+    except (WriteError, ConnectionError) as error:
         parser.exit(_FAILED, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt as error:
         parser.exit(_INTERRUPTED, f"{str(error) or 'interrupted'}\n")
@@ -161,9 +169,10 @@ def _experiment(name: str) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from jaxnorm.experiments._options import count
+    from jaxnorm.experiments._options import count, index
     from jaxnorm.experiments._run import missing_package, options_of, print_outcome, run_experiment
     from jaxnorm.experiments._run_all import run_all
+    from jaxnorm.training.processes import VARIABLES, connect, place_among
 
     name = options.experiment
     experiment = None if name == "all" else load_experiment(name)
@@ -177,21 +186,44 @@ def _run(options: argparse.Namespace) -> int:
         parser.add_argument("--jobs", type=count, default=2, metavar="JOBS", help="how many run at a time (default 2)")
     else:
         parser.add_argument("--control", action="store_true", help="switch the effect off: the verdict must be 'fails here'")
+        processes = parser.add_argument_group(
+            "several processes, which share the arms", "All three, or their variables, or none."
+        )
+        variables = [f"(default {name})" for name in VARIABLES]
+        processes.add_argument(
+            "--coordinator", metavar="HOST:PORT", help=f"address of the first, with a free port {variables[0]}"
+        )
+        processes.add_argument("--processes", type=count, metavar="N", help=f"how many there are {variables[1]}")
+        processes.add_argument("--process", type=index, metavar="I", help=f"the number of this one, from 0 {variables[2]}")
     out = Path("results") if experiment is None else Path("results", name)
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder to write to (default {out})")
     given = parser.parse_args(options.rest)
     if package := missing_package():
         parser.error(f"the experiments need {package}, which is not installed: pip install 'jaxnorm[demo]'")
-    try:
-        folder = make_folder(given.out)
-    except ValueError as error:
-        parser.error(f"argument --out: {error}")
     if experiment is None:
-        run_all(out=folder, quick=given.quick, jobs=given.jobs)
+        run_all(out=_folder(parser, given.out), quick=given.quick, jobs=given.jobs)
         return 0
     chosen = {option.name: value for option in known if (value := getattr(given, option.name)) is not None}
-    print_outcome(experiment, run_experiment(name, experiment, out=folder, quick=given.quick, control=given.control, **chosen))
+    try:
+        place = place_among(given.coordinator, given.processes, given.process)
+    except ValueError as error:
+        parser.error(str(error))
+    with connect(*place) if place else nullcontext(), _ends_in_a_line(parser):
+        if jax.process_count() > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which jax takes, for programs that save before they end
+        leads = jax.process_index() == 0
+        folder = _folder(parser, given.out) if leads else given.out
+        outcome = run_experiment(name, experiment, out=folder, quick=given.quick, control=given.control, **chosen)
+        if leads:
+            print_outcome(experiment, outcome)
     return 0
+
+
+def _folder(parser: argparse.ArgumentParser, path: Path) -> Path:
+    try:
+        return make_folder(path)
+    except ValueError as error:
+        parser.error(f"argument --out: {error}")
 
 
 def _claims(options: argparse.Namespace) -> int:

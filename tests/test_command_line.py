@@ -128,6 +128,24 @@ def test_an_unknown_option_is_named(capsys):
     assert "--layers" in fails(capsys, "run", "variance_shift", "--layers", "3")
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--processes", "2", "--process", "1"), "got coordinator=None and no variable JAX_COORDINATOR_ADDRESS"),
+        (("--coordinator", "host", "--processes", "2", "--process", "1"), "HOST:PORT, got 'host'"),
+        (("--coordinator", "host:1", "--processes", "2", "--process", "2"), "process_id must be below num_processes, 2, got 2"),
+        (
+            ("--coordinator", "host:1", "--processes", "0", "--process", "0"),
+            "--processes: must be an integer of at least 1, got '0'",
+        ),
+        (("--coordinator", "host:1", "--processes", "2", "--process", "-1"), "--process: must be an integer of at least 0"),
+    ],
+)
+def test_a_place_among_processes_that_is_none_is_said_before_the_work_begins(capsys, options, words, tmp_path):
+    assert words in fails(capsys, "run", "variance_shift", "--out", str(tmp_path / "out"), *options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_name_is_asked_for(capsys):
     assert "NAME" in fails(capsys, "run")
 

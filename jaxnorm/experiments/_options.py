@@ -26,12 +26,21 @@ class Option(NamedTuple):
 
 def count(text: str) -> int:
     """Returns an integer of at least 1."""
+    return _integer(text, 1)
+
+
+def index(text: str) -> int:
+    """Returns an integer of at least 0."""
+    return _integer(text, 0)
+
+
+def _integer(text: str, low: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+        number = low - 1
+    if number < low:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, got {text!r}")
     return number
 
 

@@ -17,6 +17,7 @@ from jaxnorm.experiments._options import Option, count
 from jaxnorm.experiments._report import Results, Table, make_folder, markdown_page, print_tables, write_csv
 from jaxnorm.experiments._tables import CSV_COLUMNS, rows, tables
 from jaxnorm.experiments._verdict import Decision, decide, verdict
+from jaxnorm.training.processes import gather
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
@@ -29,7 +30,7 @@ class Outcome(NamedTuple):
       decisions: what was said of each part of the claim.
       found: what was measured, by arm and quantity.
       options: all options of the run.
-      written: in a line, which files were written.
+      written: in a line, which files were written; empty in a process that writes none.
     """
 
     verdict: str
@@ -66,6 +67,8 @@ def run_experiment(
 ) -> Outcome:
     """Runs an experiment, and writes `results.csv`, `results.md`, `verdict.json` and a picture.
 
+    Several processes (`jaxnorm.training.connect`) share the arms among them, and the first one writes.
+
     Args:
       name: the experiment's, and its picture's.
       experiment: what to run.
@@ -76,7 +79,7 @@ def run_experiment(
       **given: options, by their names.
 
     Returns:
-      What was found.
+      What was found, in all processes.
 
     Raises:
       ValueError: if the folder cannot be written to, or an option is none of the experiment's.
@@ -84,26 +87,31 @@ def run_experiment(
       Interrupted: by Ctrl-C; arms that are finished are written.
     """
     options, swap = _resolve(name, experiment, quick, control, given)
-    folder = make_folder(Path(out))
+    leads = jax.process_index() == 0
+    folder = make_folder(Path(out)) if leads else Path(out)
+    gather(None)  # the first exchange waits half a minute at most: it comes before the work, of which one has more than another
     arms, found = experiment.arms_of(options), {}
+    own = list(arms)[jax.process_index() :: jax.process_count()]
     keys = jax.vmap(jax.random.key)(jnp.arange(options.seeds))
-    with progress_bar(total=len(arms), unit="arm", bar_format=_BAR, disable=not progress) as bar:
+    with progress_bar(total=len(own), unit="arm", bar_format=_BAR, disable=not (progress and leads)) as bar:
 
         def advance(share: float) -> None:
             bar.update(min(share, len(found) + 1 - bar.n))
 
-        for arm, described in arms.items():
+        for arm in own:
             bar.set_description(f"{name}: {arm}")
             try:
                 # Clones, as all arms are meant to have the same keys: what looks for keys that are used twice lets them be.
-                measured = experiment.measure(described, jax.random.clone(keys), options, advance)
+                measured = experiment.measure(arms[arm], jax.random.clone(keys), options, advance)
             except KeyboardInterrupt as error:
-                raise Interrupted(_keep(folder, experiment, found, options)) from error
+                raise Interrupted(_keep(folder, experiment, found, options) if leads else "interrupted") from error
             found[arm] = _checked(name, arm, experiment, jax.device_get(dict(measured)), options)
             bar.update(len(found) - bar.n)
+    everywhere = {arm: parts for part in gather(found) for arm, parts in part.items()}
+    found = {arm: everywhere[arm] for arm in arms}
     found = {swap.get(arm, arm): parts for arm, parts in found.items()}
     decisions = decide(experiment.parts, found)
-    written = _write(folder, name, experiment, found, decisions, options)
+    written = _write(folder, name, experiment, found, decisions, options) if leads else ""
     return Outcome(verdict(decisions), decisions, found, options, written)
 
 
