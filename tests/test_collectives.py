@@ -20,14 +20,9 @@ from jaxnorm import (
     init_batch_renorm,
     init_decorrelated_batch_norm,
 )
+from jaxnorm.benchmarks._collectives import collectives
 
 SHAPE = (64, 8, 8, 16)
-_COLLECTIVE = re.compile(
-    r" = (\(.*?\)|\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", re.ASCII
-)
-_CALL = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.-]+)")
-_CALLS = re.compile(r"\bcalled_computations=\{([^}]*)\}")
-
 LAYERS = {
     "norm": (batch_norm, init_batch_norm, {}),
     "renorm": (batch_renorm, init_batch_renorm, {}),
@@ -37,38 +32,6 @@ layers = pytest.mark.parametrize("layer", LAYERS)
 axis_types = pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 passes = pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
 masked = pytest.mark.parametrize("masked", [False, True], ids=["all", "where"])
-
-
-def computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    """Returns the name of the entry, and the lines of every computation of a compiled program."""
-    entry, name, lines = "", "", {}
-    for line in text.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
-            name = header[2]
-            lines[name] = []
-            entry = name if header[1] else entry
-        elif name:
-            lines[name].append(line)
-    assert entry
-    return entry, lines
-
-
-def collectives(text: str) -> list[tuple[str, str]]:
-    """Returns operation and type of every collective that always runs: reachable from the entry, but not through a branch."""
-    entry, lines = computations(text)
-    found, reached, waiting = [], {entry}, [entry]
-    while waiting:
-        for line in lines[waiting.pop()]:
-            if collective := _COLLECTIVE.search(line):
-                found.append((collective[2], collective[1]))
-            if " conditional(" in line:
-                continue
-            called = _CALL.findall(line) + [name.strip(" %") for names in _CALLS.findall(line) for name in names.split(",")]
-            for name in called:
-                if name in lines and name not in reached:
-                    reached.add(name)
-                    waiting.append(name)
-    return found
 
 
 def step(call: Any, backward: bool) -> Any:

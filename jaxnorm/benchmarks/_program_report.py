@@ -1,4 +1,4 @@
-"""Programs that are compiled and not run, one after another, and the report of them: tables, a page, the figures themselves."""
+"""Programs that are compiled, or run, one after another, and the report of them: tables, a page, the figures themselves."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ from jaxnorm.experiments._report import Results, Table, WriteError, make_folder,
 
 
 class Work(NamedTuple):
-    """A program to compile.
+    """A program to compile, or to run.
 
     Attributes:
       about: what it is of; no two programs of a part have the same.
-      figures: compiles it and returns what was found.
+      figures: does so and returns what was found.
     """
 
     about: Mapping[str, str]
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a command compiles and shows.
+    """What a command finds and shows.
 
     Attributes:
       name: of the command and, with a suffix, of its files.
@@ -45,6 +45,7 @@ class Report(NamedTuple):
       heading: of the page.
       how_to_read: what the page says before its tables.
       parts: by their names.
+      made_on: in a sentence, on what the figures were taken.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Report(NamedTuple):
     heading: str
     how_to_read: str
     parts: Mapping[str, Part]
+    made_on: Callable[[], str] = lambda: "Nothing was run."
 
     def parser(self) -> argparse.ArgumentParser:
         """Returns the parser of the command's arguments."""
@@ -66,7 +68,7 @@ class Report(NamedTuple):
         return parser
 
     def publish(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-        """Compiles all programs that the options name, prints the tables, and writes them if there is a folder to write to.
+        """Does all works that the options name, prints the tables, and writes them if there is a folder to write to.
 
         The figures are written after each program, since it can be an hour until the last: nothing is lost if that is ended.
 
@@ -92,7 +94,7 @@ class Report(NamedTuple):
             tables += part.tables([result for result in results if result["part"] == name])
         print_tables(tables)
         if folder is not None:
-            made_with = f"`{parser.prog}`, jax {jax.__version__}. Nothing was run."
+            made_with = f"`{parser.prog}`, jax {jax.__version__}. {self.made_on()}"
             files, page = Results(folder), markdown_page(self.heading, (made_with, self.how_to_read), tables)
             files.write(f"{self.name}.md", lambda path: path.write_text(page, encoding="utf-8"))
             self._write_figures(files, results)
