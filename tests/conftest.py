@@ -37,14 +37,32 @@ def _on_accelerator(config: pytest.Config) -> bool:
     return config.option.markexpr == "accelerator" and config.option.accelerator == "found"
 
 
+def _leaves_out_slow_ones(config: pytest.Config) -> bool:
+    return "not slow" in config.option.markexpr
+
+
+def _xla_flags(config: pytest.Config) -> str:
+    """How XLA makes machine code, of which nothing is jaxnorm's: without optimizations, which spares a sixth of the time.
+
+    The tests that run at first have it made in one piece too and, where there is a choice, by the older emitters, which take half
+    the time. The slow tests have the others, as newer versions of jax do.
+    """
+    flags = ["--xla_backend_optimization_level=0"]
+    if _leaves_out_slow_ones(config):
+        flags += ["--xla_cpu_parallel_codegen_split_count=1"]
+        flags += ["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []
+    return " ".join(flags)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "jax_defaults: dtypes and ranks may promote, as in jax's defaults")
     if not _on_accelerator(config):
         jax.config.update("jax_platforms", "cpu")
-        # Without the optimizations of machine code, of which nothing is jaxnorm's, a test takes a sixth less.
-        os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+        os.environ["XLA_FLAGS"] = f"{_xla_flags(config)} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_num_cpu_devices", _DEVICES)
     jax.config.update("jax_debug_key_reuse", True)
+    if _leaves_out_slow_ones(config):
+        jax.config.update("jax_traceback_in_locations_limit", 0)  # of the user's code, which programs have in them
     # Tests make functions of their own again and again whose programs are the same: most of them are compiled already.
     cache = tempfile.TemporaryDirectory()
     config.add_cleanup(cache.cleanup)

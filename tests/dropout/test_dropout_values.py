@@ -148,7 +148,7 @@ def test_traced_rates_differ_from_static_ones_by_an_ulp_at_most(rate: float) -> 
     for function in (*WITH_BITS, gaussian_dropout, uniform_dropout):
         traced = jax.jit(function)(new_key(), x, rate)
         static = function(new_key(), x, rate)
-        assert_allclose(traced, static, rtol=3e-7, atol=1e-6)
+        assert_allclose(traced, static, rtol=4e-7, atol=1e-6)  # 1 - 0.9 of four bits less, its root, and three more roundings
         assert_array_equal(traced == 0, static == 0)
 
 
