@@ -7,15 +7,15 @@ import jax.numpy as jnp
 
 from jaxnorm.training.state import PyTree
 
-_SPARED = ("scale", "bias")  # of several axes too, where they are stacked for a scan, or of conditions, or of heads
+_SPARED = ("scale", "bias", "offset")  # of several axes too: stacked for a scan, of conditions, of heads, of Haiku's batch norm
 
 
 def no_decay_mask(params: PyTree) -> PyTree:
     """Returns for an Optax mask which parameters decay: not scales and biases of norms, other biases and scalars.
 
-    A parameter decays, `True`, if it has two axes or more and its name is neither `scale` nor `bias`. So kernels and tables of
-    embeddings decay; vectors and scalars do not, nor scales and biases that have more axes because they are stacked for
-    `nn.scan`, of conditions, or of attention's heads.
+    A parameter decays, `True`, if it has two axes or more and its name is none of `scale`, `bias` and `offset`. So kernels and
+    tables of embeddings decay; vectors and scalars do not, nor scales and biases that have more axes because they are stacked for
+    `nn.scan`, of conditions, of attention's heads, or of Haiku's batch norm, `[1, C]`.
 
     Args:
       params: the parameters: a tree of arrays of linen, of nnx or one's own.

@@ -63,3 +63,5 @@ def test_of_a_tree_of_ones_own_and_of_containers():
     assert no_decay_mask(jnp.ones((2, 2))) is True
     stacked = jaxnorm.AffineParams(jnp.ones((4, 3)), None)
     assert no_decay_mask([stacked]) == [jaxnorm.AffineParams(False, None)]
+    of_haiku = {"batch_norm": {"scale": jnp.ones((1, 3)), "offset": jnp.ones((1, 3))}}
+    assert no_decay_mask(of_haiku) == {"batch_norm": {"scale": False, "offset": False}}
