@@ -1,0 +1,1 @@
+"""The lint: what a traced model computes is followed, run where that decides, and judged by rules."""
