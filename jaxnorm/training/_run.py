@@ -83,6 +83,7 @@ class Run:
       termination: tells whether the process is to end.
       profile: traces some steps.
       bar: shows progress.
+      look: is called with the state and the batch of the first step, before it; None once that was done.
     """
 
     raw: TrainState
@@ -106,6 +107,7 @@ class Run:
     termination: Termination
     profile: Profile
     bar: tqdm
+    look: Callable[[TrainState, Batch], None] | None = None
     _shown_at: float = 0.0
 
     @property
@@ -120,10 +122,14 @@ class Run:
     def train(self) -> None:
         """Takes the steps of an epoch, from where it stands on."""
         self.bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}", refresh=False)
-        for batches in self.feed.groups(self.epoch, self.steps[1], self._divided):
+        for group in self.feed.groups(self.epoch, self.steps[1], self._divided):
+            batches = [self.place(batch) for batch in group]
+            if self.look is not None:
+                self.look(self.state, batches[0])
+                self.look = None
             if self.bar.total is None and self.feed.length is not None:
                 self.bar.total = self.number - self.feed.batch + len(batches) + self.feed.length * (self.epochs - self.epoch)
-            self._take([self.place(batch) for batch in batches])
+            self._take(batches)
             self._show()
             self._between()
 

@@ -91,7 +91,7 @@ def nnx_apply(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     check_type("model", model, nnx.Module)
     graphdef, param_state, streams, stat_state = nnx.split(model, nnx.Param, nnx.RngState, ...)
     params, stats = nnx.to_pure_dict(param_state), nnx.to_pure_dict(stat_state)
-    fill_params, fill_stats = _filler("params", param_state), _filler("stats", stat_state)
+    fill_params, fill_stats = filler("params", param_state), filler("stats", stat_state)
 
     def apply(
         key: jax.Array, params: PyTree, stats: PyTree, x: PyTree, /, *, train: bool, **scheduled: Any
@@ -106,7 +106,7 @@ def nnx_apply(model: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     return apply, params, stats
 
 
-def _filler(name: str, state: nnx.State) -> Any:
+def filler(name: str, state: nnx.State) -> Any:
     """Returns a function that makes a state like this one with the arrays of a nested dict; it keeps no arrays itself."""
     structure = jax.tree.structure(state)
     expected = jax.tree.structure(nnx.to_pure_dict(state))

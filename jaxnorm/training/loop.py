@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxnorm._checks import check_flag, check_size
 from jaxnorm._progress import progress_bar
+from jaxnorm.training._linting import print_findings
 from jaxnorm.training._profile import Profile
 from jaxnorm.training._run import Run, take_step, take_steps, untyped
 from jaxnorm.training._termination import Termination
@@ -48,6 +49,7 @@ def fit(
     after_epoch: Hook | Iterable[Hook] = (),
     after_steps: Mapping[int, Hook | Iterable[Hook]] | None = None,
     profile: str | Path | None = None,
+    lint: bool = False,
     progress: bool = True,
 ) -> tuple[TrainState, History]:
     """Trains for a number of epochs, with a progress bar, evaluation, and checkpoints from which it resumes exactly.
@@ -102,6 +104,9 @@ def fit(
       after_steps: such functions by the number of steps after each of which they are called, as `{100: hook}`. They wait for the
         step's metrics.
       profile: folder for a trace of steps 10 to 20 by `jax.profiler`; default: none.
+      lint: whether to look once at the step before the first one, with `jaxnorm.diagnostics.lint_step`, and of a step of
+        `make_train_step` at its model, with `jaxnorm.diagnostics.lint`. Prints to stderr what is worse than a note. It compiles
+        programs of its own.
       progress: whether to show a progress bar, with the metrics of the latest step and the time left; in a log file a line every
         half minute. Of several processes the first shows it.
 
@@ -111,9 +116,9 @@ def fit(
       evaluation (`eval_loss`, `eval_accuracy`), and what `measure` gives. `[row["loss"] for row in history]` is a curve.
 
     Raises:
-      ValueError: if a number is below 1; if only one of evaluate and eval_batches is given; if the folder has checkpoints and
-        resume is False, or is missing, empty, damaged or of another state and resume is True; if batches cannot resume; if
-        an epoch has no batch; or if the layout's mesh does not divide a batch.
+      ValueError: if a number is below 1; if only one of evaluate and eval_batches is given; if lint is True in several
+        processes; if the folder has checkpoints and resume is False, or is missing, empty, damaged or of another state and resume
+        is True; if batches cannot resume; if an epoch has no batch; or if the layout's mesh does not divide a batch.
       TypeError: if an argument is of the wrong type.
       FloatingPointError: if more than max_skipped steps were skipped.
       OSError: if a checkpoint cannot be written; the older ones stay.
@@ -151,7 +156,9 @@ def fit(
     sizes = {"steps_per_epoch": steps_per_epoch, "checkpoint_every": checkpoint_every}
     sizes |= {"epochs": epochs, "keep": keep, "steps_per_dispatch": steps_per_dispatch}
     _check_arguments(sizes, evaluate, eval_batches, eval_state, checkpoints, resume, best)
-    resume, progress = check_flag("resume", resume), check_flag("progress", progress)
+    resume, progress, lint = check_flag("resume", resume), check_flag("progress", progress), check_flag("lint", lint)
+    if lint and jax.process_count() > 1:
+        raise ValueError("lint must be False in several processes: one alone can look at what it has")
     if max_skipped is not None:
         check_size("max_skipped", max_skipped, low=0)
     feed, hooks = Feed(batches, steps_per_epoch), Hooks(after_epoch, after_steps or {})
@@ -215,6 +222,7 @@ def fit(
             bar=stack.enter_context(
                 progress_bar(disable=not progress or jax.process_index() > 0, initial=place_in_data["number"], unit="step")
             ),
+            look=functools.partial(print_findings, train_step) if lint else None,
         )
         try:
             while run.epoch < epochs:

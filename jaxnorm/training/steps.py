@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,16 @@ Loss = Callable[[Any, Any], jax.Array]
 """A function of `(outputs, labels)` that returns one value for each example, `[B]`."""
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Any], Metrics]
+
+
+class Trained(NamedTuple):
+    """What a step of `make_train_step` was made of, its attribute `trained`: for `fit(lint=True)`, which looks at the model."""
+
+    apply: Apply
+    optimizer: optax.GradientTransformation
+    schedules: Mapping[str, optax.Schedule]
+    unpack: Unpack | None
+
 
 _OWN = ("loss", "accuracy", "weight", "skipped")  # names of metrics that the steps give themselves
 
@@ -179,6 +189,7 @@ def make_train_step(
             found |= {"skipped": 1 - is_finite.astype(jnp.float32)}
         return new, found
 
+    step.trained = Trained(apply, optimizer, schedules, unpack)  # pyright: ignore[reportFunctionMemberAccess]
     return step
 
 
