@@ -16,7 +16,7 @@ LAYERS = (  # a module may import from layers above its own, and from modules of
     ("_moments", "_covariance", "_inverse_root", "_normalize", "_running", "_parts", "_batch_layer", "_sample_layer"),
     ("_bits", "_packed_bits", "_spread_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),
-    ("_modules", "_noise_modules", "_attention", "_adoption", "_conversion", "_picture", "_progress", "_told"),
+    ("_modules", "_noise_modules", "_attention", "_adoption", "_calling", "_conversion", "_picture", "_progress", "_told"),
     (
         "linen",
         "nnx",
@@ -31,7 +31,7 @@ LAYERS = (  # a module may import from layers above its own, and from modules of
         "folding",
     ),
     ("experiments", "benchmarks"),
-    ("_functions", "__main__"),
+    ("_functions", "_lint_command", "__main__"),
 )
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

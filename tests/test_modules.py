@@ -63,7 +63,7 @@ def test_packages_export_their_classes(package, base):
     learned = ["ConcreteDropout", "SparseVariationalDense", "Standout", "VariationalDense", "VariationalDropout"]
     noises = [*NOISES, *learned, *patterns, *regions, *joins, *dropped]
     others = ["CosineNorm", "DynamicTanh", "LayerScale", "ScaleNorm", "UnitNorm"]
-    functions = ["dot_product_attention", "fold", "reset"]
+    functions = ["dot_product_attention", "fold", "lint", "reset"]
     functions += ["converting", "freezing", "replacing_layers"] if package is jaxnorm.linen else []
     functions += ["convert", "freeze", "replace_layers", "unfreeze"] if package is jaxnorm.nnx else []
     assert sorted(package.__all__) == sorted(

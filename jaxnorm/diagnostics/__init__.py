@@ -12,8 +12,14 @@ what a function of one's own returns, or `linen_activations` and `nnx_activation
 
 Others are functions of a loss `loss(params, batch)`, which `model_loss` makes of a model, bare or of Flax: gradients by layer and
 their noise, the landscape along the gradient, internal covariate shift.
+
+`lint` looks at a whole model, and says by itself what is wrong; `recommend` gives advice on that.
 """
 
+from jaxnorm.diagnostics._lint.advice import Advice, recommend
+from jaxnorm.diagnostics._lint.looking import lint
+from jaxnorm.diagnostics._lint.report import Finding, Report
+from jaxnorm.diagnostics._lint.step import lint_step
 from jaxnorm.diagnostics.activations import (
     Sparsity,
     activation_percentiles,
@@ -43,11 +49,14 @@ from jaxnorm.diagnostics.subnets import random_subnet_accuracy
 from jaxnorm.diagnostics.variance_shift import VarianceShift, variance_shift
 
 __all__ = [
+    "Advice",
+    "Finding",
     "GradientNoise",
     "GradientNorms",
     "InternalCovariateShift",
     "LossLandscape",
     "MaskedModel",
+    "Report",
     "ScaleInvariance",
     "Sparsity",
     "StatisticsDrift",
@@ -64,6 +73,8 @@ __all__ = [
     "li_dense_shift_ratio",
     "li_shift_ratio",
     "linen_activations",
+    "lint",
+    "lint_step",
     "loss_landscape",
     "masked_model",
     "model_loss",
@@ -72,6 +83,7 @@ __all__ = [
     "noisy_dense_variance",
     "noisy_variance",
     "random_subnet_accuracy",
+    "recommend",
     "saturated_share",
     "scale_invariance",
     "statistics_drift",

@@ -35,6 +35,7 @@ from jaxnorm.linen.iterative_norm import IterativeNorm
 from jaxnorm.linen.joins import FractalJoin, ShakeDrop, ShakeShake, Swapout
 from jaxnorm.linen.layer_norm import LayerNorm
 from jaxnorm.linen.layer_scale import LayerScale
+from jaxnorm.linen.linting import lint
 from jaxnorm.linen.local_response_norm import LocalResponseNorm
 from jaxnorm.linen.lp_batch_norm import LpBatchNorm
 from jaxnorm.linen.max_pool_dropout import MaxPoolDropout
@@ -127,6 +128,7 @@ __all__ = [
     "dot_product_attention",
     "fold",
     "freezing",
+    "lint",
     "replacing_layers",
     "reset",
 ]

@@ -35,6 +35,7 @@ from jaxnorm.nnx.iterative_norm import IterativeNorm
 from jaxnorm.nnx.joins import FractalJoin, ShakeDrop, ShakeShake, Swapout
 from jaxnorm.nnx.layer_norm import LayerNorm
 from jaxnorm.nnx.layer_scale import LayerScale
+from jaxnorm.nnx.linting import lint
 from jaxnorm.nnx.local_response_norm import LocalResponseNorm
 from jaxnorm.nnx.lp_batch_norm import LpBatchNorm
 from jaxnorm.nnx.max_pool_dropout import MaxPoolDropout
@@ -127,6 +128,7 @@ __all__ = [
     "dot_product_attention",
     "fold",
     "freeze",
+    "lint",
     "replace_layers",
     "reset",
     "unfreeze",
