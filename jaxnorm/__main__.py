@@ -1,4 +1,4 @@
-"""The command line, `python -m jaxnorm` or `jaxnorm`: functions, experiments, the benchmark, checkpoints, what is installed."""
+"""The command line, `python -m jaxnorm` or `jaxnorm`: functions, experiments, benchmark, checkpoints, lint, what is installed."""
 
 import argparse
 import importlib.metadata
@@ -20,6 +20,7 @@ from rich.text import Text
 
 import jaxnorm
 from jaxnorm import _functions as functions
+from jaxnorm import _lint_command as lint
 from jaxnorm.experiments import describe, experiment_names, load_experiment
 from jaxnorm.experiments._report import WriteError, make_console, make_folder
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments; those of the process if None.
 
     Returns:
-      The exit status, 0.
+      The exit status, 0, or 1 where the lint finds something that is worse than a note.
 
     Raises:
       SystemExit: after `--help` or `--version` with status 0; after an error, said in one line, with status 2 if the command line
@@ -125,6 +126,34 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a folder that Orbax wrote, or a safetensors file")
     command.set_defaults(command=_inspect)
+
+    command = commands.add_parser("lint", help="say what is wrong with a model: its norms, its noise, its running statistics")
+    command.add_argument(
+        "model",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        type=lint.factory,
+        nargs="?",
+        help="function without arguments that returns a linen or nnx model, or (apply, params, stats)",
+    )
+    command.add_argument(
+        "--input",
+        metavar="SIZES",
+        type=lint.shape,
+        action="append",
+        help="shape of what the model is called with, as 8,32,32,3, with the batch of training; again for another argument",
+    )
+    command.add_argument(
+        "--dtype", type=lint.dtype, default="float32", metavar="TYPE", help="its type (default float32); integers are 0 and 1"
+    )
+    command.add_argument(
+        "--optimizer",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        type=lint.factory,
+        help="function without arguments that returns the Optax optimizer",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--rules", action="store_true", help="list what is looked for, and look at nothing")
+    command.set_defaults(command=_lint)
 
     command = commands.add_parser("info", help="show versions and devices")
     command.set_defaults(command=_info)
@@ -318,6 +347,26 @@ def _said_in_a_line(command: str) -> Iterator[None]:
         yield
     except (ImportError, OSError, TypeError, ValueError) as error:
         _Parser(prog=f"jaxnorm {command}").exit(_FAILED, f"jaxnorm {command}: {' '.join(str(error).split())}\n")
+
+
+def _lint(options: argparse.Namespace) -> int:
+    parser = _Parser(prog="jaxnorm lint")
+    if options.rules:
+        for title, rules in lint.rules().items():
+            table = Table("rule", "seen when", title=title, **_TITLED)
+            for name, when in rules.items():
+                table.add_row(name, Text(when))
+            make_console().print(table)
+        return 0
+    if options.model is None or options.input is None:
+        parser.error("a model, PACKAGE.MODULE:FUNCTION, and its --input are required, or --rules")
+    made = options.model()
+    if not lint.is_model(made):
+        parser.error(f"the function must return a linen or nnx model, or (apply, params, stats), got {made!r}")
+    optimizer = None if options.optimizer is None else options.optimizer()
+    report = lint.report_of(made, lint.made_up(options.input, options.dtype), optimizer)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+    return _FAILED if report.at_least("warning") else 0
 
 
 def _info(_: argparse.Namespace) -> int:
