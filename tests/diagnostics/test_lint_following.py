@@ -641,6 +641,11 @@ def test_a_primitive_that_is_not_known() -> None:
     assert found.callbacks == ()
 
 
+def test_numbers_that_are_complex() -> None:
+    found = followed(lambda key, params, stats, x: standardize((x * lax.complex(1.0, 2.0)).real))
+    assert [norm.kind for norm in found.norms] == ["batch"]
+
+
 def test_calls_of_the_host_are_named() -> None:
     def calling(key: Any, params: Any, stats: Any, x: Any) -> Any:
         jax.debug.print("{}", x.sum())

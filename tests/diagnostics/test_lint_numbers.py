@@ -238,6 +238,13 @@ def test_what_is_given_is_named_rather_than_what_comes_of_it():
     assert report.findings[0] is finding
 
 
+def test_what_is_empty_is_finite():
+    def apply(key, params, stats, x, *, train):
+        return (x, x[:0]), stats
+
+    assert not of_rule(lint(apply, {}, (), normal()), "not-finite")
+
+
 def first_nan(function: Any) -> Finding:
     def apply(key, params, stats, x, *, train):
         return function(x), stats

@@ -100,7 +100,8 @@ def _least(eqn: Any, values: Sequence[Value]) -> float | None:
 def _sure_number(eqn: Any, values: Sequence[Value]) -> float | None:
     """The number that comes of constants, or of the smaller of one and what is nowhere below it."""
     constants = [value.constant for value in values if value.constant is not None]
-    if constants and len(constants) == len(values) and eqn.primitive.name in _COMPUTED:
+    real = not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.complexfloating)
+    if real and constants and len(constants) == len(values) and eqn.primitive.name in _COMPUTED:
         operands = [np.asarray(number, atom.aval.dtype) for number, atom in zip(constants, eqn.invars, strict=True)]
         with jax.ensure_compile_time_eval():
             return float(eqn.primitive.bind(*operands, **eqn.params))

@@ -52,8 +52,8 @@ def _not_finite_shares(trees: Mapping[str, Any]) -> dict[str, float]:
     shares = {}
     for name, tree in trees.items():
         for path, leaf in zip(leaf_paths(name, tree), jax.tree.leaves(tree), strict=True):
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                shares[path] = float(jnp.mean(~jnp.isfinite(leaf)))
+            if np.size(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                shares[path] = float(np.mean(~np.isfinite(np.asarray(leaf))))
     return {path: share for path, share in shares.items() if share}
 
 
