@@ -12,6 +12,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import partial_eval
 
+from jaxnorm._equations import run_equation, value_of
 from jaxnorm._moments import AxisName, from_devices
 
 Statistic = TypeVar("Statistic", bound=tuple[Any, ...])  # a NamedTuple of arrays, of which the count is `n`
@@ -135,11 +136,8 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], told: Sequ
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     found: list[Any] = []
 
-    def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else values[atom]  # a literal, or a variable
-
     for eqn in jaxpr.eqns:
-        given = [read(atom) for atom in eqn.invars]
+        given = [value_of(atom, values) for atom in eqn.invars]
         if _mark_of(eqn) is not None:
             results = given if told is None else [told[len(found)]]
             found += given
@@ -147,11 +145,9 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], told: Sequ
             results, within = _enter(eqn, given, None if told is None else told[len(found) :])
             found += within
         else:
-            with eqn.ctx.manager:
-                results = eqn.primitive.bind(*given, **eqn.primitive.get_bind_params(eqn.params))
-            results = results if eqn.primitive.multiple_results else [results]
+            results = run_equation(eqn, given)
         values.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars], found
+    return [value_of(atom, values) for atom in jaxpr.outvars], found
 
 
 def _enter(eqn: Any, args: Sequence[Any], told: Sequence[Any] | None) -> tuple[list[Any], list[Any]]:

@@ -12,7 +12,7 @@ import jaxnorm
 
 PACKAGE = Path(jaxnorm.__file__).parent
 LAYERS = (  # a module may import from layers above its own, and from modules of its own layer or folder
-    ("_types", "_checks", "_axes", "_compiler", "_tables"),
+    ("_types", "_checks", "_axes", "_compiler", "_equations", "_tables"),
     ("_moments", "_covariance", "_inverse_root", "_normalize", "_running", "_parts", "_batch_layer", "_sample_layer"),
     ("_bits", "_packed_bits", "_spread_bits", "_normal", "_noise"),
     ("_norm", "_dropout"),

@@ -20,12 +20,6 @@ def moves(eqn: Any) -> list[Moves] | None:
     return None
 
 
-def sizes(eqn: Any, operand: int, moved: Moves) -> list[int]:
-    """Returns the sizes of the axes of an operand that are reduced."""
-    shape = eqn.invars[operand].aval.shape
-    return [size for size, to in zip(shape, moved, strict=True) if not to]
-
-
 def _onto(operand: Any, result: Any) -> Moves:
     """Each axis stays where it is; what has other axes is a number, as an index or a bound."""
     stays = operand.aval.ndim == getattr(result.aval, "ndim", 0)
@@ -176,7 +170,6 @@ _SPECIAL: dict[str, Callable[[Any], list[Moves]]] = {
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
     "dot_general": _dot,
-    "ragged_dot_general": _nothing,
     "conv_general_dilated": _convolution,
     "gather": _gather,
     "squeeze": _squeeze,
@@ -191,27 +184,24 @@ _SPECIAL: dict[str, Callable[[Any], list[Moves]]] = {
     "random_seed": _appended,
     "random_wrap": _wrapped,
     "random_fold_in": _appended,
-    "all_gather": _nothing,
-    **dict.fromkeys(("empty", "empty2", "iota"), _nothing),
-    "platform_index": _nothing,
-    "axis_index": _nothing,
+    **dict.fromkeys(("axis_index", "empty", "empty2", "iota", "platform_index"), _nothing),
     **dict.fromkeys(_OF_MATRICES, _matrices),
 }
 
 _ELEMENTWISE_NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp clz
 complex conj convert_element_type copy cos cosh device_put digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt
-igamma igammac imag integer_pow is_finite layout_constraint le le_to lgamma log log1p log2 logistic lt lt_to max min mul
-mul_add name ne neg nextafter not one_minus_square optimization_barrier or pbroadcast pcast pmax pmin polynomial
-population_count pow ppermute psum psum_invariant pvary random_clone random_gamma real reduce_precision
-regularized_incomplete_beta relayout rem reshard round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
-shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta
+igamma igammac imag integer_pow is_finite layout_constraint le le_to lgamma log log1p log2 logistic lt lt_to max min mul name
+ne neg nextafter not one_minus_square optimization_barrier or pbroadcast pcast polynomial population_count pow ppermute pvary
+random_clone random_gamma real reduce_precision regularized_incomplete_beta relayout rem reshard round rsqrt select_n
+sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
+threefry2x32 xor zeta
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
 """Primitives that give each element from the elements in its place."""
 
 _IN_PLACE_NAMES = """
-all_to_all approx_top_k concatenate fft pad psum_scatter reduce_scatter rev slice sort split tile top_k
+all_to_all approx_top_k concatenate fft pad rev slice sort split tile top_k
 """
 _IN_PLACE = frozenset(_IN_PLACE_NAMES.split())
 """Primitives that move or combine elements along an axis, which stays where it is."""

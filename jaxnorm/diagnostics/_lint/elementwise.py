@@ -21,7 +21,7 @@ relayout reshard sharding_constraint stop_gradient
 KEEPING = frozenset(_KEEPING_NAMES.split())
 """Primitives that give what they are given, but for its type, its sign or where it is."""
 
-_COMPUTED = ELEMENTWISE - frozenset(("pbroadcast", "ppermute", "psum", "psum_invariant", "pmax", "pmin", "threefry2x32"))
+_COMPUTED = ELEMENTWISE - frozenset(("pbroadcast", "ppermute", "threefry2x32"))
 """Primitives whose result is a number if all operands are numbers."""
 
 _AFFINE = frozenset(("add", "sub", "mul", "div", "add_any"))

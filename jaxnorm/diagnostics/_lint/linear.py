@@ -21,7 +21,7 @@ def matrices(f: Follower, at: At, values: list[Value]) -> Sequence[Value]:
     return results
 
 
-@handles("dot_general", "conv_general_dilated", "ragged_dot_general")
+@handles("dot_general", "conv_general_dilated")
 def product(f: Follower, at: At, values: list[Value]) -> Sequence[Value]:
     """A product, summed over axes. Over the examples it is a statistic of them."""
     plain = f.plain(at, f.moved(at, values))
@@ -39,6 +39,6 @@ def product(f: Follower, at: At, values: list[Value]) -> Sequence[Value]:
         gone = frozenset(axis for axis, to in enumerate(every[number]) if not to)
         if gone & operand.examples and at.eqn.primitive.name == "dot_general":
             alike = len(data) == 2 and data[0].base == data[1].base
-            source = replace(operand, squared=operand.squared or alike, centered=operand.centered)
+            source = replace(operand, squared=operand.squared or alike)
             return [reduction(f, at, source, gone, at.eqn.invars[number], value)]
     return [value]

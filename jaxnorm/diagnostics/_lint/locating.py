@@ -13,7 +13,6 @@ _INSTALLED = tuple(
     os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib", "stdlib")
 )  # with a separator at the end, as `python3.11` begins `python3.11-extra`
 _OURS = os.path.join(Path(jaxnorm.__file__).parent, "")
-_LAYERS_OF_OURS = (os.path.join(_OURS, "linen", ""), os.path.join(_OURS, "nnx", ""))
 _LIBRARIES = {"flax/linen/": "linen", "flax/nnx/": "nnx", "haiku/_src/": "haiku", "equinox/": "equinox"}
 _SCOPE = "jaxnorm."  # what the names of our functions begin with, as they are in stacks of names
 _MACHINERY = (

@@ -15,19 +15,23 @@ _KINDS |= dict.fromkeys(("add", "sub", "add_any"), "added")
 
 def draw(f: Follower, at: At, key: Value) -> Place:
     """Notes that a key is used up here, and returns the place."""
-    loops = _loops_around(at)
+    _note_draw(f, at, key, key.number)
+    f.drawn[key.number] = at.place
+    return at.place
+
+
+def _note_draw(f: Follower, at: At, source: Value, key: int) -> None:
+    """Notes a draw of random numbers: `source` is the key, or words of it, and `key` its number."""
     f.draws[at.place] = Draw(
         at.place,
         f.where(at),
         locating.library_of(at.stack),
-        key.number,
-        not key.inputs,
-        f.inputs_of(key),
-        bool(loops - key.loops),
+        key,
+        not source.inputs,
+        f.inputs_of(source),
+        bool(_loops_around(at) - source.loops),
         locating.function_of_ours(at.stack),
     )
-    f.drawn[key.number] = at.place
-    return at.place
 
 
 def _loops_around(at: At) -> frozenset[Place]:
@@ -46,17 +50,7 @@ def draws_of_keys(f: Follower, at: At, value: Value) -> Value:
     places = {f.drawn.get(key) for key in value.keys} - {None} or {at.place}
     if at.place in places and at.place not in f.draws:
         f.drawn.update(dict.fromkeys(value.keys, at.place))
-        loops = _loops_around(at)
-        f.draws[at.place] = Draw(
-            at.place,
-            f.where(at),
-            locating.library_of(at.stack),
-            f.number("words", *sorted(value.keys)),
-            not value.inputs,
-            f.inputs_of(value),
-            bool(loops - value.loops),
-            locating.function_of_ours(at.stack),
-        )
+        _note_draw(f, at, value, f.number("words", *sorted(value.keys)))
     return replace(value, keys=frozenset(), draws=value.draws | places)
 
 
@@ -66,12 +60,7 @@ def meet(f: Follower, at: At, values: Sequence[Value], plain: Value) -> Value:
     data = [value for value in values if f.is_data(value)]
     random = [value for value in values if value.draws and not f.is_data(value)]
     kind = _KINDS.get(name, "sampled")
-    chosen = values[1:] if name == "select_n" else ()
-    if (
-        kind == "choice"
-        and name == "select_n"
-        and not (values[0].draws and any(not f.is_data(one) and not one.draws for one in chosen))
-    ):
+    if name == "select_n" and not (values[0].draws and any(not f.is_data(one) and not one.draws for one in values[1:])):
         kind = "sampled"
     note(f, at, kind, "data", random, data, values)
     own = Arrival(at.place, False, kind in ("factor", "choice"))

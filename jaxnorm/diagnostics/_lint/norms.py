@@ -71,6 +71,11 @@ def _leaves(value: Value) -> frozenset[Place]:
     return frozenset(("leaf", leaf) for leaf, _ in value.averages)
 
 
+def _numbers(places: Iterable[Place]) -> frozenset[int]:
+    """The numbers of the leaves that are among places."""
+    return frozenset(one[1] for one in places if one[0] == "leaf" and isinstance(one[1], int))
+
+
 def deviations(f: Follower, value: Value) -> frozenset[Place]:
     """The averages that a value is made of alone, which are deviations if data is divided by it."""
     return _leaves(value) if value.averages and not value.inputs & ~f.of["stats"] else frozenset()
@@ -111,9 +116,9 @@ def apply(f: Follower, at: At, values: list[Value], value: Value, statistic: Val
 def normalized(f: Follower, at: At, value: Value, statistic: Value, plain: Value) -> Value:
     """Data that leaves a norm: `statistic` is the root."""
     reductions = [f.reductions[place] for place in sorted(statistic.rooted & f.reductions.keys(), key=str)]
-    leaves = frozenset(one[1] for one in statistic.rooted if one[0] == "leaf" and isinstance(one[1], int))
+    leaves = _numbers(statistic.rooted)
     key = frozenset(statistic.rooted) if reductions else at.place
-    counted = [found for reduction in reductions if (found := _counted(reduction, value)) is not None]
+    counted = [_counted(reduction, value) for reduction in reductions]
     over = any(of_batch for _, of_batch in counted)
     of_data = _of_data(f, statistic.rooted & f.reductions.keys())
     of_data.sort(key=lambda one: value.base not in one.elements)  # what is counted, as by a mask, is reduced too
@@ -131,7 +136,7 @@ def normalized(f: Follower, at: At, value: Value, statistic: Value, plain: Value
         "kind": "averages" if not reductions else "batch" if over else "sample",
         "elements": min(max((count for count, _ in counted), default=0) * pooled, _elements_of_each(f, at, value, statistic)),
         "averages": paths,
-        "means": f.leaves(frozenset(one[1] for one in value.centered if one[0] == "leaf" and isinstance(one[1], int))),
+        "means": f.leaves(_numbers(value.centered)),
         "params": tuple(sorted({*first["params"], *params})),
         "before": f.leaves((source if reductions else value).params - f.numbers_of("stats")),
         "noises": tuple(sorted(source.noise, key=str)),
@@ -150,7 +155,7 @@ def normalized(f: Follower, at: At, value: Value, statistic: Value, plain: Value
     return replace(plain, normed=key, reductions=frozenset(), params=frozenset())
 
 
-def _counted(reduction: Reduction, value: Value) -> tuple[int, bool] | None:
+def _counted(reduction: Reduction, value: Value) -> tuple[int, bool]:
     """How many elements of the data there are in a statistic of it, and whether of several examples."""
     return reduction.elements.get(value.base, next(iter(reduction.elements.values())))
 

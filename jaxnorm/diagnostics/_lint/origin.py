@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxnorm._equations import run_equation, value_of
 from jaxnorm.diagnostics._lint import locating
 from jaxnorm.diagnostics._lint.calls import program_of
 from jaxnorm.diagnostics._lint.report import Where
@@ -24,10 +25,8 @@ def _search(program: Any, args: Sequence[Any], stack: tuple[Any, ...]) -> tuple[
     jaxpr = getattr(program, "jaxpr", program)
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*getattr(program, "consts", ()), *args), strict=True))
     for eqn in jaxpr.eqns:
-        given = [atom.val if hasattr(atom, "val") else values[atom] for atom in eqn.invars]
-        with eqn.ctx.manager:
-            results = eqn.primitive.bind(*given, **eqn.primitive.get_bind_params(eqn.params))
-        results = results if eqn.primitive.multiple_results else [results]
+        given = [value_of(atom, values) for atom in eqn.invars]
+        results = run_equation(eqn, given)
         if any(map(_has_nan, results)) and not any(map(_has_nan, given)):
             return _search_within(eqn, given, (eqn, *stack))
         values.update(zip(eqn.outvars, results, strict=True))

@@ -8,23 +8,23 @@ from jaxnorm.diagnostics._lint.noises import draw
 from jaxnorm.diagnostics._lint.values import Value
 
 
-@handles("random_bits", "rng_bit_generator", "random_gamma", "rng_uniform")
+@handles("random_bits")
 def drawn(f: Follower, at: At, values: list[Value]) -> Sequence[Value]:
-    """Random numbers of a key; no numbers at all where a function of ours says that it will use it."""
-    key = values[0]
-    place = draw(f, at, key)
-    results = []
-    for number, variable in enumerate(at.eqn.outvars):
-        value = f.plain(at, f.moved(at, values) if at.eqn.primitive.name == "random_bits" else values, number)
-        shape = variable.aval.shape
-        own = (
-            frozenset(range(len(at.eqn.invars[0].aval.shape), len(shape)))
-            if at.eqn.primitive.name == "random_bits"
-            else value.varies
-        )
-        varies = (value.varies | own) & varying_axes(variable.aval)
-        results.append(replace(value, keys=frozenset(), draws=value.draws | {place}, varies=varies))
-    return results
+    """Random bits of a key, or of each of several; no bits at all where a function of ours says that it will use the key."""
+    value, variable = f.plain(at, f.moved(at, values)), at.eqn.outvars[0]
+    own = frozenset(range(at.eqn.invars[0].aval.ndim, variable.aval.ndim)) & varying_axes(variable.aval)
+    return [replace(value, keys=frozenset(), draws=value.draws | {draw(f, at, values[0])}, varies=value.varies | own)]
+
+
+@handles("rng_bit_generator", "random_gamma", "rng_uniform")
+def generated(f: Follower, at: At, values: list[Value]) -> Sequence[Value]:
+    """Random numbers, and what else there is, of a key."""
+    place = draw(f, at, values[0])
+    results = [f.plain(at, values, number) for number in range(len(at.eqn.outvars))]
+    return [
+        replace(value, keys=frozenset(), draws=value.draws | {place}, varies=varying_axes(variable.aval))
+        for value, variable in zip(results, at.eqn.outvars, strict=True)
+    ]
 
 
 @handles("random_unwrap")

@@ -76,7 +76,6 @@ class Maximum(NamedTuple):
     where: Where
     library: str
     noises: frozenset[Arrival]
-    ours: str
 
 
 class Reduction(NamedTuple):
@@ -89,7 +88,6 @@ class Reduction(NamedTuple):
         what is reduced, or what that is a statistic of.
       size: of the result.
       axes: of the source, that are reduced.
-      bits: of the type in which it is summed.
     """
 
     place: Place
@@ -97,7 +95,6 @@ class Reduction(NamedTuple):
     elements: Mapping[int, tuple[int, bool]]
     size: int
     axes: Axes
-    bits: int
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def reduction(f: Follower, at: At, source: Value, axes: Axes, variable: Any, val
     dtype = variable.aval.dtype
     bits = narrowest(narrowest(source.bits, dtype), at.eqn.outvars[0].aval.dtype) if jnp.issubdtype(dtype, jnp.floating) else 0
     size = math.prod(at.eqn.outvars[0].aval.shape)
-    f.reductions[at.place] = Reduction(at.place, source, elements, size, axes, bits)
+    f.reductions[at.place] = Reduction(at.place, source, elements, size, axes)
     value = replace(value, reductions=frozenset({at.place}), bits=bits, stopped=source.stopped)
     return _mixed(f, at, value) if over else value
 
@@ -63,7 +63,7 @@ def note_maximum(f: Follower, at: At, source: Value, axes: Axes) -> None:
     """Notes a maximum over a window of data that noise reaches, which is not the same in all of the window."""
     if noises := frozenset(arrival for arrival in source.noise if _differs(f, at, arrival, axes)):
         where, library = f.where(at), locating.library_of(at.stack)
-        f.maxima[at.place] = Maximum(at.place, where, library, noises, locating.function_of_ours(at.stack))
+        f.maxima[at.place] = Maximum(at.place, where, library, noises)
 
 
 def _differs(f: Follower, at: At, arrival: Arrival, axes: Axes) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxnorm._equations import run_equation, value_of
 from jaxnorm.diagnostics._lint.calls import platform_branch, program_of, scan_counts
 from jaxnorm.diagnostics._lint.values import Place, Spot
 
@@ -30,21 +31,18 @@ def tapped(closed: Any, measures: Mapping[Spot, Measure]) -> Callable[..., tuple
                 if measure := measures.get(Spot(scope, variable)):
                     found[Spot(scope, variable)] = measure(array)
 
-        def read(atom: Any) -> Any:
-            return atom.val if hasattr(atom, "val") else values[atom]
-
         keep((*jaxpr.constvars, *jaxpr.invars), (*consts, *args))
         for index, eqn in enumerate(jaxpr.eqns):
-            given = [read(atom) for atom in eqn.invars]
+            given = [value_of(atom, values) for atom in eqn.invars]
             results, within = enter(eqn, given, (*scope, index))
             found.update(within)
             keep(eqn.outvars, results)
-        return [read(atom) for atom in jaxpr.outvars], found
+        return [value_of(atom, values) for atom in jaxpr.outvars], found
 
     def enter(eqn: Any, given: Sequence[Any], place: Place) -> tuple[list[Any], dict[Spot, Any]]:
         """Runs an equation; one in whose programs something is measured by what these do."""
         name = eqn.primitive.name
-        inside = {scope[len(place)] for scope in scopes if scope[: len(place)] == place and len(scope) > len(place)}
+        inside = place in scopes
         if inside and name == "cond" and (which := platform_branch(eqn)) is not None:
             program = eqn.params["branches"][which]
             return evaluate(program.jaxpr, program.consts, given[1:], (*place, which))
@@ -54,9 +52,7 @@ def tapped(closed: Any, measures: Mapping[Spot, Measure]) -> Callable[..., tuple
         if inside and program is not None and name != "shard_map":
             jaxpr = getattr(program, "jaxpr", program)
             return evaluate(jaxpr, getattr(program, "consts", ()), given[len(given) - len(jaxpr.invars) :], (*place, 0))
-        with eqn.ctx.manager:
-            results = eqn.primitive.bind(*given, **eqn.primitive.get_bind_params(eqn.params))
-        return (list(results) if eqn.primitive.multiple_results else [results]), {}
+        return run_equation(eqn, given), {}
 
     def stepwise(eqn: Any, given: Sequence[Any], scope: Place) -> tuple[list[Any], dict[Spot, Any]]:
         params = eqn.params
