@@ -7,47 +7,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from lint_programs import PROGRAMS, Program, averages, batch_statistics
+from lint_programs import averages, batch_statistics, is_found, judge, of_rule, programs_of, tiered
 from lint_programs.batch_nets import data, plain_norm, plain_variables, pure_layer, pure_variables, weights
 
 import jaxnorm
-from jaxnorm.diagnostics import Finding, Report, lint
+from jaxnorm.diagnostics import Report, lint
 from jaxnorm.diagnostics._lint.look import Look
 from jaxnorm.diagnostics._lint.looking import look_at
 from jaxnorm.diagnostics._lint.program import Model
 
 pytestmark = pytest.mark.jax_defaults
 
-GROUPS = {group.__name__ for group in (averages, batch_statistics)}
-OURS = [program for program in PROGRAMS if program.lint.__module__ in GROUPS]
-FIRST = {program.rule: program for program in OURS if program.form == "nnx"}
+OURS = programs_of(averages, batch_statistics)
+RULES = {program.rule for program in OURS}
+FIRST = {program.rule: program.name for program in OURS if program.form == "nnx"}.values()
 
 
-def tiered(program: Program) -> Any:
-    return pytest.param(program, id=program.name, marks=[] if program in FIRST.values() else pytest.mark.slow)
-
-
-def of_rule(report: Report, rule: str) -> list[Finding]:
-    return [finding for finding in report.findings if finding.rule == rule]
-
-
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, FIRST))
 def test_what_is_sick_is_found_at_its_place(program):
-    found = of_rule(program.lint(True), program.rule)
-    assert any(program.where in finding.where.path or program.where in finding.where.line for finding in found), found
+    report = judge(program, True)
+    assert is_found(program, report), report
 
 
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, FIRST))
 def test_what_is_healed_is_silent(program):
-    report = program.lint(False)
+    report = judge(program, False)
     assert not of_rule(report, program.rule)
     report.raise_for("warning")
     assert bool(report.norms) == (program.name != "plain_mean_of_the_batch_taken_out")  # silence is not blindness
 
 
 def test_each_rule_has_programs_in_four_forms():
-    assert len(FIRST) == 8
-    for rule in FIRST:
+    assert len(RULES) == len(FIRST) == 8
+    for rule in RULES:
         forms = {program.form for program in OURS if program.rule == rule}
         assert forms >= {"linen", "nnx"}, rule
         assert forms & {"jaxnorm", "jaxnorm.linen"}, rule

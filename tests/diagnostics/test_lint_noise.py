@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lint_programs import PROGRAMS, Program, keys, noise_before_norm, noise_modes, noise_placement
+from lint_programs import is_found, judge, keys, noise_before_norm, noise_modes, noise_placement, of_rule, programs_of, tiered
 from lint_programs.forms import IMAGES, ROWS, WORDS, kernels, lint_linen
 
 import jaxnorm
@@ -16,33 +16,19 @@ from jaxnorm.diagnostics import Finding, Report, li_shift_ratio, lint
 
 pytestmark = pytest.mark.jax_defaults
 
-GROUPS = {group.__name__ for group in (keys, noise_before_norm, noise_modes, noise_placement)}
-OURS = [program for program in PROGRAMS if program.lint.__module__ in GROUPS]
-FIRST = {program.rule: program for program in reversed(OURS)}
+OURS = programs_of(keys, noise_before_norm, noise_modes, noise_placement)
+RULES = {program.rule for program in OURS}
+FIRST = {program.rule: program.name for program in reversed(OURS)}.values()
 PARAMS = kernels(hidden=(8, 8), state=(8, 8), head=(8, 4))
 
 
-def tiered(program: Program) -> Any:
-    return pytest.param(program, id=program.name, marks=[] if program in FIRST.values() else pytest.mark.slow)
-
-
-def judge(program: Program, sick: bool) -> Report:
-    if program.form in ("haiku", "equinox"):
-        pytest.importorskip(program.form)
-    return program.lint(sick)
-
-
-def of_rule(report: Report, rule: str) -> list[Finding]:
-    return [finding for finding in report.findings if finding.rule == rule]
-
-
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, FIRST))
 def test_what_is_sick_is_found_at_its_place(program):
-    found = of_rule(judge(program, True), program.rule)
-    assert any(program.where in finding.where.path or program.where in finding.where.line for finding in found), found
+    report = judge(program, True)
+    assert is_found(program, report), report
 
 
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, FIRST))
 def test_what_is_healed_is_silent(program):
     report = judge(program, False)
     assert not of_rule(report, program.rule)
@@ -50,8 +36,8 @@ def test_what_is_healed_is_silent(program):
 
 
 def test_each_rule_has_programs_in_four_forms():
-    assert len(FIRST) == 8
-    for rule in FIRST:
+    assert len(RULES) == len(FIRST) == 8
+    for rule in RULES:
         forms = {program.form for program in OURS if program.rule == rule}
         assert forms >= {"jaxnorm", "linen", "nnx"}, rule
         assert forms & {"haiku", "equinox", "jax"}, rule

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lint_programs import PROGRAMS, Program, numbers, parameters, values
+from lint_programs import is_found, judge, numbers, of_rule, parameters, programs_of, tiered, values
 from lint_programs.small_models import lint_linen, lint_pure, normal, own_norm, squares
 
 import jaxnorm
@@ -17,8 +17,7 @@ from jaxnorm.training import no_decay_mask
 
 pytestmark = pytest.mark.jax_defaults
 
-GROUPS = {group.__name__ for group in (numbers, parameters, values)}
-OURS = [program for program in PROGRAMS if program.lint.__module__ in GROUPS]
+OURS = programs_of(numbers, parameters, values)
 RULES = {program.rule for program in OURS}
 CHEAPEST = {
     "jax_cancelling_in_cond",
@@ -36,32 +35,18 @@ CHEAPEST = {
 NORM, STATS = jaxnorm.init_batch_norm(4)
 
 
-def tiered(program: Program) -> Any:
-    return pytest.param(program, id=program.name, marks=[] if program.name in CHEAPEST else pytest.mark.slow)
-
-
-def judge(program: Program, sick: bool) -> Report:
-    if program.form in ("haiku", "equinox"):
-        pytest.importorskip(program.form)
-    return program.lint(sick)
-
-
-def of_rule(report: Report, rule: str) -> list[Finding]:
-    return [finding for finding in report.findings if finding.rule == rule]
-
-
 def only(report: Report, rule: str) -> Finding:
     (finding,) = of_rule(report, rule)
     return finding
 
 
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, CHEAPEST))
 def test_what_is_sick_is_found_at_its_place(program):
-    found = of_rule(judge(program, True), program.rule)
-    assert any(program.where in finding.where.path or program.where in finding.where.line for finding in found), found
+    report = judge(program, True)
+    assert is_found(program, report), report
 
 
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, CHEAPEST))
 def test_what_is_healed_is_silent(program):
     report = judge(program, False)
     assert not of_rule(report, program.rule)

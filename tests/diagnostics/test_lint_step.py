@@ -9,38 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lint_programs import PROGRAMS, Program, steps
+from lint_programs import is_found, judge, programs_of, steps, tiered
 
-from jaxnorm.diagnostics import Report, lint_step
+from jaxnorm.diagnostics import lint_step
 from jaxnorm.diagnostics._lint.step_rules import STEP_RULES
 from jaxnorm.training import init_train_state, linen_apply, make_train_step
 
 pytestmark = pytest.mark.jax_defaults
 
-OURS = [program for program in PROGRAMS if program.lint.__module__ == steps.__name__]
+OURS = programs_of(steps)
 FIRST = ("nnx_step_averages_not_updated", "nnx_step_useless_parameter")
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 BATCH = (jnp.asarray(X), jnp.asarray((X.sum(1) > 0).astype(np.int32)))
 
 
-def tiered(program: Program) -> Any:
-    return pytest.param(program, id=program.name, marks=[] if program.name in FIRST else pytest.mark.slow)
-
-
-def judge(program: Program, sick: bool) -> Report:
-    if program.form in ("haiku", "equinox"):
-        pytest.importorskip(program.form)
-    return program.lint(sick)
-
-
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, FIRST))
 def test_what_is_sick_is_found_at_its_place(program):
     report = judge(program, True)
-    found = [one for one in report.findings if one.rule == program.rule]
-    assert any(program.where in one.where.path or program.where in one.where.line for one in found), report
+    assert is_found(program, report), report
 
 
-@pytest.mark.parametrize("program", [tiered(program) for program in OURS])
+@pytest.mark.parametrize("program", tiered(OURS, FIRST))
 def test_what_is_healed_is_silent(program):
     assert judge(program, False).findings == ()
 
