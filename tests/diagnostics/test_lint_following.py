@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.sharding import Mesh, PartitionSpec
 
+import jaxnorm
 from jaxnorm.diagnostics._lint.axes import moves
 from jaxnorm.diagnostics._lint.follower import Followed
 from jaxnorm.diagnostics._lint.following import follow
@@ -104,6 +106,12 @@ def shifted_by_a_row(x: jax.Array) -> jax.Array:
     return (x - mean) * lax.rsqrt(jnp.square(x - shift).mean((0, 1)) - (mean - shift) ** 2 + EPSILON)
 
 
+def shifted_by_something_else(x: jax.Array) -> jax.Array:
+    shift = jnp.tanh(x).mean((0, 1))
+    mean = (x - shift).mean((0, 1)) + shift
+    return (x - mean) * lax.rsqrt(jnp.square(x - shift).mean((0, 1)) - (mean - shift) ** 2 + EPSILON)
+
+
 def of_stacked(x: jax.Array) -> jax.Array:
     mean, squares = jnp.unstack(jnp.stack([x.mean((0, 1)), jnp.square(x).mean((0, 1))]))
     return (x - mean) * lax.rsqrt(squares - mean**2 + EPSILON)
@@ -111,6 +119,11 @@ def of_stacked(x: jax.Array) -> jax.Array:
 
 def in_a_branch(x: jax.Array) -> jax.Array:
     return lax.cond(x.sum() > 0, standardize, lambda x: x, x)
+
+
+def with_names(x: jax.Array) -> jax.Array:
+    centered = checkpoint_name(x - x.mean((0, 1)), "centered")
+    return centered * checkpoint_name(lax.rsqrt(x.var((0, 1)) + EPSILON), "factor")
 
 
 def on_this_platform(x: jax.Array) -> jax.Array:
@@ -152,8 +165,10 @@ WAYS = (
     of_counted,
     of_absolutes,
     shifted_by_a_row,
+    shifted_by_something_else,
     of_stacked,
     in_a_branch,
+    with_names,
     on_this_platform,
     by_named_axes,
     of_stacked_by_named_axes,
@@ -173,6 +188,25 @@ def test_norms_are_seen_however_they_are_computed(way: Callable[[jax.Array], jax
     assert norm.bits == 32
     assert not norm.stopped
     assert not norm.noises
+
+
+MATRICES: dict[str, Callable[[jax.Array], Any]] = {
+    "cholesky": jnp.linalg.cholesky,
+    "qr": lambda x: jnp.linalg.qr(x)[1],
+    "lu": lambda x: lax.linalg.lu(x)[0],
+    "eigh": lambda x: jnp.linalg.eigh(x)[1],
+    "eigenvalues": lambda x: jnp.linalg.eigh(x)[0],
+    "eig": lambda x: lax.linalg.eig(x)[0].real,
+    "svd": lambda x: jnp.linalg.svd(x)[0],
+    "householder_product": lambda x: lax.linalg.householder_product(x, x[:, 0]),
+    "tridiagonal_solve": lambda x: lax.linalg.tridiagonal_solve(x[:, 0], x[:, 1], x[:, 2], x),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_axis_of_the_examples_is_that_of_the_matrices(name: str) -> None:
+    assert norm_of(lambda x: standardize(MATRICES[name](x[:, :4]), (0,)), kind="batch").axes == {0}
+    assert norm_of(lambda x: standardize(MATRICES[name](x[:, :4]), (1,)), kind="sample").axes == {1}
 
 
 @pytest.mark.parametrize(
@@ -519,6 +553,17 @@ def test_kinds_of_noise(function: Callable[[Any, jax.Array], Any], kind: str) ->
     assert not arrival.linear
 
 
+def test_numbers_that_other_generators_draw() -> None:
+    def other(key: Any, x: jax.Array) -> Any:
+        bits = lax.rng_bit_generator(jnp.tile(jax.random.key_data(key), 2), x.shape)[1]
+        return x * bits.astype(jnp.float32), x * jax.random.gamma(key, 2.0, x.shape)
+
+    found = noise_of(other)
+    assert [(noise.kind, noise.shared) for noise in found.noises] == [("factor", False)] * 2
+    assert [len(value.noise) for value in found.values] == [1, 1]
+    assert [draw.constant for draw in found.draws] == [False, False]
+
+
 def test_noise_passes_linear_layers_and_sums() -> None:
     def ways(key: Any, params: Any, stats: Any, x: Any) -> Any:
         noisy = drop(key, x)
@@ -549,6 +594,10 @@ def test_noise_on_weights() -> None:
         (lambda key, x: jax.vmap(drop)(jax.random.split(key, 8), x), False),
         (lambda key, x: jax.vmap(drop)(jnp.broadcast_to(key, 8), x), True),
         (lambda key, x: lax.map(lambda own: drop(*own), (jax.random.split(key, 8), x)), False),
+        (lambda key, x: jax.vmap(lambda own, x: drop(jax.random.split(own)[0], x))(jax.random.split(key, 8), x), False),
+        (lambda key, x: jax.vmap(lambda own, x: drop(jax.random.key(own), x))(jnp.arange(8), x), False),
+        (lambda key, x: jax.vmap(lambda own, x: drop(own, x))(jax.random.key_data(jax.random.split(key, 8)), x), False),
+        (lambda key, x: jax.vmap(lambda own, x: jaxnorm.dropout(own, x, 0.5))(jax.random.split(key, 8), x), False),
         (lambda key, x: drop(key, x, (8, 1, 1)), False),
         (lambda key, x: drop(key, x, ()), False),
         (lambda key, x: x * jnp.concatenate([jax.random.uniform(own, (1, 6, 1)) for own in jax.random.split(key, 8)]), False),
@@ -587,14 +636,17 @@ def test_keys_are_told_apart(raw: bool) -> None:
 
 
 def test_our_functions_use_a_key_up_once() -> None:
-    import jaxnorm
-
     def same(key: Any, x: Any) -> Any:
         return jaxnorm.dropout(key, x, 0.5), jaxnorm.gaussian_dropout(key, x, 0.5)
 
     for raw in (False, True):
         keys = keys_of(same, raw)
         assert (len(keys), len(set(keys))) == (2, 1)
+
+
+def test_our_dropout_is_one_place_with_noise() -> None:
+    found = noise_of(lambda key, x: jaxnorm.dropout(key, x, 0.5), x=jnp.ones((8, 16, 4)))  # products by ones, made of the key
+    assert [(noise.kind, noise.ours) for noise in found.noises] == [("choice", "dropout")]
 
 
 def test_keys_in_loops() -> None:

@@ -124,11 +124,6 @@ def _unstack(eqn: Any) -> list[Moves]:
     return [_without((eqn.params["axis"],), eqn.invars[0].aval.ndim)]
 
 
-def _expand(eqn: Any) -> list[Moves]:
-    kept = [axis for axis in range(eqn.outvars[0].aval.ndim) if axis not in eqn.params["dimensions"]]
-    return [[(axis,) for axis in kept]]
-
-
 def _stack(eqn: Any) -> list[Moves]:
     kept = [axis for axis in range(eqn.outvars[0].aval.ndim) if axis != eqn.params["axis"]]
     return [[(axis,) for axis in kept] for _ in eqn.invars]
@@ -149,12 +144,12 @@ def _wrapped(eqn: Any) -> list[Moves]:
 
 
 def _matrices(eqn: Any) -> list[Moves]:
-    """The axes before the last two are those of the matrices; within a matrix all goes to all."""
+    """The axes before the last two of matrices tell these apart, also of vectors beside them; within a matrix all goes to all."""
     results: list[Moves] = []
     out = eqn.outvars[0].aval.ndim
+    lead = max(operand.aval.ndim for operand in eqn.invars) - 2
+    last = tuple(range(lead, out))
     for operand in eqn.invars:
-        lead = max(operand.aval.ndim - 2, 0)
-        last = tuple(range(min(lead, out), out))
         results.append([*((axis,) for axis in range(lead)), *([last] * (operand.aval.ndim - lead))])
     return results
 
@@ -173,7 +168,6 @@ _SPECIAL: dict[str, Callable[[Any], list[Moves]]] = {
     "conv_general_dilated": _convolution,
     "gather": _gather,
     "squeeze": _squeeze,
-    "expand_dims": _expand,
     "stack": _stack,
     "unstack": _unstack,
     "dynamic_slice": _dynamic_slice,

@@ -8,7 +8,7 @@ from jaxnorm.diagnostics._lint.follower import At, Follower, handles, varying_ax
 from jaxnorm.diagnostics._lint.noises import meet
 from jaxnorm.diagnostics._lint.values import Value
 
-_WHOLE = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev", "tile")
+_WHOLE = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "rev", "tile")
 
 
 @handles(*_WHOLE)
