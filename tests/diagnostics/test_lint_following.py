@@ -451,6 +451,15 @@ def test_types_of_statistics(dtype: Any, bits: int) -> None:
     assert norm_of(rounded).bits == bits
 
 
+def test_a_sum_in_16_bits() -> None:
+    def summed(x: jax.Array) -> jax.Array:
+        squares = jnp.square(x.astype(jnp.bfloat16) - x.mean((0, 1)).astype(jnp.bfloat16))
+        var = lax.reduce_sum(squares, (0, 1)).astype(jnp.float32) / 48
+        return (x - x.mean((0, 1))) * lax.rsqrt(var + EPSILON)
+
+    assert norm_of(summed).bits == 16
+
+
 def test_a_norm_after_a_norm() -> None:
     def twice(key: Any, params: Any, stats: Any, x: Any) -> Any:
         y, stats = batch_norm(params["norm"], stats["norm"], x)
