@@ -121,6 +121,16 @@ def in_a_branch(x: jax.Array) -> jax.Array:
     return lax.cond(x.sum() > 0, standardize, lambda x: x, x)
 
 
+def negated(x: jax.Array) -> jax.Array:
+    return -(x.mean((0, 1)) - x) * lax.rsqrt(x.var((0, 1)) + EPSILON)
+
+
+def of_finite_ones(x: jax.Array) -> jax.Array:
+    finite = jnp.where(jnp.isfinite(x), x, 0)
+    mean = finite.mean((0, 1))
+    return (x - mean) * lax.rsqrt(jnp.square(finite - mean).mean((0, 1)) + EPSILON)
+
+
 def with_names(x: jax.Array) -> jax.Array:
     centered = checkpoint_name(x - x.mean((0, 1)), "centered")
     return centered * checkpoint_name(lax.rsqrt(x.var((0, 1)) + EPSILON), "factor")
@@ -168,6 +178,8 @@ WAYS = (
     shifted_by_something_else,
     of_stacked,
     in_a_branch,
+    negated,
+    of_finite_ones,
     with_names,
     on_this_platform,
     by_named_axes,
@@ -490,7 +502,8 @@ def test_what_is_no_norm() -> None:
         counts = lax.reduce_window(
             jnp.ones_like(x), 0.0, lax.add, (1, 3, 1), (1, 1, 1), "SAME"
         )  # of a pool that leaves out padding
-        return jax.nn.softmax(x @ weights), gated, spread, x / counts
+        scaled = (x - x.mean(0)) * jnp.sqrt(x.var(0) + EPSILON)
+        return jax.nn.softmax(x @ weights), gated, spread, x / counts, scaled
 
     assert followed(other).norms == ()
 
